@@ -1,0 +1,200 @@
+"""Keypoint sets: what a keypoint is called, mirrors to, measures by and connects to.
+
+One `KeypointSet` drives the network's outputs, the augmentations, the flip test, OKS, the drawings and the
+metadata of an export. Everything that depends on the order of keypoints takes it from here.
+
+Sources of the numbers: COCO's names, skeleton and sigmas are those of cocodataset.org; AIC's sigmas are those of
+the AI Challenger evaluation script; the 19-keypoint union and the upper and lower body follow MMPose 1.3.2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from data_pipelines.errors import InputError
+
+LEFT_COLOUR = (0, 170, 255)
+RIGHT_COLOUR = (255, 128, 0)
+MIDDLE_COLOUR = (80, 220, 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeypointSet:
+    """An ordered set of K named keypoints.
+
+    Attributes:
+      name: what configs and files call the set.
+      names: the K keypoint names, in order.
+      sigmas: K OKS sigmas (COCO's k_i / 2), as fractions of the square root of the object's area.
+      flip_pairs: pairs of names that trade places when the image is mirrored; the others map to themselves.
+      upper_body: names that the half-body augmentation counts as upper; the others are lower.
+      skeleton: pairs of names joined by a line in drawings.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    sigmas: tuple[float, ...]
+    flip_pairs: tuple[tuple[str, str], ...]
+    upper_body: tuple[str, ...]
+    skeleton: tuple[tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names):
+            raise InputError(f"keypoint set {self.name!r}: names repeat: {self.names}")
+        if len(self.sigmas) != len(self.names):
+            raise InputError(f"keypoint set {self.name!r}: {len(self.sigmas)} sigmas for {len(self.names)} names")
+        used = {name for pair in self.flip_pairs + self.skeleton for name in pair} | set(self.upper_body)
+        if unknown := sorted(used - set(self.names)):
+            raise InputError(f"keypoint set {self.name!r}: unknown keypoints {unknown}")
+        paired = [name for pair in self.flip_pairs for name in pair]
+        if len(set(paired)) != len(paired):
+            raise InputError(f"keypoint set {self.name!r}: a keypoint stands in two flip pairs")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """The position of a keypoint by its name."""
+        return self.names.index(name)
+
+    @functools.cached_property
+    def flip_indices(self) -> Int[np.ndarray, "keypoints"]:
+        """For each keypoint, the one it becomes in a mirrored image."""
+        indices = np.arange(len(self))
+        for a, b in self.flip_pairs:
+            indices[self.index(a)], indices[self.index(b)] = self.index(b), self.index(a)
+        return indices
+
+    @functools.cached_property
+    def is_upper(self) -> np.ndarray:
+        """bool [K]: whether a keypoint belongs to the upper body."""
+        return np.array([name in self.upper_body for name in self.names])
+
+    @functools.cached_property
+    def skeleton_indices(self) -> tuple[tuple[int, int], ...]:
+        """The skeleton's lines as pairs of positions."""
+        return tuple((self.index(a), self.index(b)) for a, b in self.skeleton)
+
+    @functools.cached_property
+    def colours(self) -> tuple[tuple[int, int, int], ...]:
+        """One RGB colour a keypoint: left, right and middle keep the same three everywhere."""
+        side = {"left": LEFT_COLOUR, "right": RIGHT_COLOUR}
+        return tuple(side.get(name.split("_")[0], MIDDLE_COLOUR) for name in self.names)
+
+
+def _both(*names: str) -> tuple[str, ...]:
+    return tuple(f"{side}_{name}" for name in names for side in ("left", "right"))
+
+
+def _pairs(*names: str) -> tuple[tuple[str, str], ...]:
+    return tuple((f"left_{name}", f"right_{name}") for name in names)
+
+
+_LIMBS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+_COCO_SKELETON = (
+    *((f"{side}_{a}", f"{side}_{b}") for side in ("left", "right") for a, b in (("ankle", "knee"), ("knee", "hip"))),
+    ("left_hip", "right_hip"),
+    *((f"{side}_shoulder", f"{side}_hip") for side in ("left", "right")),
+    ("left_shoulder", "right_shoulder"),
+    *((f"{side}_shoulder", f"{side}_elbow") for side in ("left", "right")),
+    *((f"{side}_elbow", f"{side}_wrist") for side in ("left", "right")),
+    ("left_eye", "right_eye"),
+    *(("nose", f"{side}_eye") for side in ("left", "right")),
+    *((f"{side}_eye", f"{side}_ear") for side in ("left", "right")),
+    *((f"{side}_ear", f"{side}_shoulder") for side in ("left", "right")),
+)
+
+COCO = KeypointSet(
+    name="coco",
+    names=("nose", *_both("eye", "ear", *_LIMBS)),
+    sigmas=(
+        *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072),
+        *(0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+    ),
+    flip_pairs=_pairs("eye", "ear", *_LIMBS),
+    upper_body=("nose", *_both("eye", "ear", "shoulder", "elbow", "wrist")),
+    skeleton=_COCO_SKELETON,
+)
+
+AIC = KeypointSet(
+    name="aic",
+    names=(
+        *(f"{side}_{name}" for side in ("right", "left") for name in ("shoulder", "elbow", "wrist")),
+        *(f"{side}_{name}" for side in ("right", "left") for name in ("hip", "knee", "ankle")),
+        "head_top",
+        "neck",
+    ),
+    sigmas=(
+        *(0.01388152, 0.01515228, 0.01057665, 0.01417709, 0.01497891, 0.01402144, 0.03909642),
+        *(0.03686941, 0.01981803, 0.03843971, 0.03412318, 0.02415081, 0.01291456, 0.01236173),
+    ),
+    flip_pairs=_pairs(*_LIMBS),
+    upper_body=(*_both("shoulder", "elbow", "wrist"), "head_top", "neck"),
+    skeleton=(
+        *((f"{side}_{a}", f"{side}_{b}") for side in ("right", "left") for a, b in (("wrist", "elbow"),)),
+        *((f"{side}_elbow", f"{side}_shoulder") for side in ("right", "left")),
+        *((f"{side}_shoulder", "neck") for side in ("right", "left")),
+        *((f"{side}_ankle", f"{side}_knee") for side in ("right", "left")),
+        *((f"{side}_knee", f"{side}_hip") for side in ("right", "left")),
+        ("right_hip", "left_hip"),
+        ("head_top", "neck"),
+        *((f"{side}_shoulder", f"{side}_hip") for side in ("right", "left")),
+    ),
+)
+
+# COCO's 17 followed by AIC's two extra joints, which take the sigma of the nose.
+COCO_AIC = KeypointSet(
+    name="coco_aic",
+    names=(*COCO.names, "head_top", "neck"),
+    sigmas=(*COCO.sigmas, 0.026, 0.026),
+    flip_pairs=COCO.flip_pairs,
+    upper_body=(*COCO.upper_body, "head_top", "neck"),
+    skeleton=(*COCO.skeleton, ("head_top", "neck")),
+)
+
+KEYPOINT_SETS = {keypoint_set.name: keypoint_set for keypoint_set in (COCO, AIC, COCO_AIC)}
+
+
+def keypoint_set(name: str | KeypointSet) -> KeypointSet:
+    """Returns the set of that name; a `KeypointSet` passes through. Raises InputError for an unknown name."""
+    if isinstance(name, KeypointSet):
+        return name
+    if name not in KEYPOINT_SETS:
+        raise InputError(f"unknown keypoint set {name!r}; there are {', '.join(KEYPOINT_SETS)}")
+    return KEYPOINT_SETS[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeypointMapping:
+    """Carries keypoints of one set over to another by name.
+
+    AIC -> COCO keeps the 12 joints that both have ("merge"); COCO -> COCO_AIC and AIC -> COCO_AIC fill the
+    19-keypoint union ("combine"). Raises InputError when the two sets share no name.
+    """
+
+    source: KeypointSet
+    target: KeypointSet
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise InputError(f"keypoint sets {self.source.name!r} and {self.target.name!r} share no keypoint")
+
+    @functools.cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(position in source, position in target) for every shared name, in the source's order."""
+        return tuple((i, self.target.index(n)) for i, n in enumerate(self.source.names) if n in self.target.names)
+
+    def apply(self, keypoints: Float[np.ndarray, "*batch source 3"]) -> Float[np.ndarray, "*batch target 3"]:
+        """Maps (x, y, visibility) rows; target keypoints that the source lacks become zeros (unlabelled)."""
+        if keypoints.shape[-2] != len(self.source):
+            raise InputError(
+                f"{keypoints.shape[-2]} keypoints given where set {self.source.name!r} has {len(self.source)}"
+            )
+        mapped = np.zeros((*keypoints.shape[:-2], len(self.target), keypoints.shape[-1]), keypoints.dtype)
+        source, target = zip(*self.pairs, strict=True)
+        mapped[..., target, :] = keypoints[..., source, :]
+        return mapped

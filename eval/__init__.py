@@ -1,0 +1,1 @@
+"""From keypoints to COCO results and average precision, on the host."""

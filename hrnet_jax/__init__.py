@@ -1,0 +1,1 @@
+"""HRNet human pose estimation in JAX."""
