@@ -1,0 +1,79 @@
+"""The HRNet models: `create_model` builds one from a config."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from data_pipelines.errors import InputError
+from data_pipelines.keypoints import keypoint_set
+from hrnet_jax.models.hrnet import VARIANTS, HRNet, Variant
+from hrnet_jax.models.state import Network, fill, state_dict
+
+__all__ = ["VARIANTS", "HRNet", "Network", "Variant", "create_model", "fill", "initial_arrays", "state_dict"]
+
+HEAD_STD = 0.001
+
+
+def create_model(config: Mapping[str, Any], seed: int = 0) -> HRNet:
+    """Builds an HRNet with fresh parameters, in inference mode.
+
+    Args:
+      config: `variant` (a name in VARIANTS), `keypoints` (a keypoint set or its name), and optionally
+        `maps_per_keypoint` (1; the UDP-combined codec has 3), `dtype` ("float32", or "bfloat16" compute with
+        float32 parameters) and `group_size` (samples over which BatchNorm takes its statistics; None: the batch).
+      seed: of the initial parameters; each array depends on the seed and its own name only.
+
+    Returns:
+      A module: normalised RGB images [B, H, W, 3] -> float32 heatmaps [B, H/4, W/4, outputs], H and W multiples of
+      32. `model.train()` makes BatchNorm use and follow the batch's statistics.
+
+    Raises:
+      InputError: for an unknown variant, keypoint set or dtype.
+    """
+    model = abstract_model(config)
+    params, stats = state_dict(model)
+    fill(model, initial_arrays({**params, **stats}, seed))
+    return model
+
+
+def abstract_model(config: Mapping[str, Any]) -> HRNet:
+    """The model of `create_model` with shapes in the place of arrays."""
+    if config["variant"] not in VARIANTS:
+        raise InputError(f"config.model.variant: unknown {config['variant']!r}; there are {', '.join(VARIANTS)}")
+    dtype = config.get("dtype", "float32")
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"config.model.dtype must be 'float32' or 'bfloat16', got {dtype!r}")
+    outputs = len(keypoint_set(config["keypoints"])) * config.get("maps_per_keypoint", 1)
+    return nnx.eval_shape(
+        lambda: HRNet(
+            VARIANTS[config["variant"]],
+            outputs,
+            dtype=jnp.dtype(dtype),
+            group_size=config.get("group_size"),
+            rngs=nnx.Rngs(0),
+        )
+    )
+
+
+def initial_arrays(shapes: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Draws initial values by canonical name, with NumPy: the compiled initialisation of HRNet takes minutes on a CPU.
+
+    Convolutions are He-normal over their inputs, the head's has a standard deviation of 0.001 as in the reference;
+    BatchNorm starts as the identity.
+    """
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if len(shape) == 4:
+            std = HEAD_STD if name.startswith("head.") else np.sqrt(2 / np.prod(shape[:3]))
+            rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            return (rng.standard_normal(shape) * std).astype(np.float32)
+        ones = name.endswith(("weight", "running_var"))
+        return np.full(shape, float(ones), np.float32)
+
+    return {name: draw(name, tuple(array.shape)) for name, array in shapes.items()}
