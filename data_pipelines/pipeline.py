@@ -1,0 +1,323 @@
+"""Instances -> batches of crops.
+
+Training is one endless stream in which sample i is a function of (seed, i): which instance, which view of it, which
+replacement when its image cannot be read. Hosts, workers and restarts only choose which part of the stream to
+compute, so they never change it. Nothing random may come after `_HostSlice`, whose indices are local.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+
+from data_pipelines import transforms
+from data_pipelines.annotations import Instances, load_detections, load_instances
+from data_pipelines.errors import InputError
+from data_pipelines.images import read_image
+from data_pipelines.keypoints import KeypointMapping, keypoint_set
+from data_pipelines.transforms import Augmentation, View
+
+Batch = dict[str, np.ndarray]
+
+# How often an unreadable sample is drawn again before the stream gives up.
+_ATTEMPTS = 100
+
+
+def create_train_dataset(
+    config: Mapping[str, Any], *, batch_size: int, seed: int, start_step: int = 0, host: int = 0, hosts: int = 1
+) -> grain.MapDataset:
+    """Returns the endless training batches of one host; see `TrainData.batches`."""
+    return TrainData.load(config, seed).batches(batch_size, start_step=start_step, host=host, hosts=hosts)
+
+
+def create_eval_dataset(
+    config: Mapping[str, Any], *, batch_size: int, host: int = 0, hosts: int = 1
+) -> EvalData:
+    """Returns the evaluation batches of one host; see `EvalData`."""
+    return EvalData.load(config, batch_size, host, hosts)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainData:
+    """The training people of all sources and the function from a global index to a sample.
+
+    A sample is a dict: `image` uint8 [H,W,3] RGB crop, `keypoints` float32 [K,2] in crop pixels, `visible` float32
+    [K] (1 for labelled points), `index` int64, `source` int32 (position in `sources`), `instance_id` int64 and
+    `valid` bool: False where the instance's image could not be read and another instance stands in its place.
+    """
+
+    sources: tuple[Instances, ...]
+    input_size: tuple[int, int]
+    keypoints: Any
+    warp: str
+    augmentation: Augmentation
+    seed: int
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], seed: int) -> TrainData:
+        """Reads the annotations of `config.train`'s sources, mapped into the model's keypoint set."""
+        target = keypoint_set(config["keypoints"])
+        sources = []
+        for name, source in config["train"].items():
+            labels = keypoint_set(source["keypoints"])
+            root = config["root"]
+            instances = load_instances(_path(root, source["annotations"]), _path(root, source["images"]), labels)
+            sources.append(dataclasses.replace(instances.mapped(KeypointMapping(labels, target)), name=name))
+        if not sources:
+            raise InputError("config.data.train names no source")
+        augmentation = Augmentation(**config["augment"])
+        return cls(tuple(sources), tuple(config["input_size"]), target, config["warp"], augmentation, seed)
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def batches(self, batch_size: int, *, start_step: int = 0, host: int = 0, hosts: int = 1) -> grain.MapDataset:
+        """Returns the endless stream of batches from `start_step` on.
+
+        Args:
+          batch_size: samples a step over all hosts.
+          start_step: the first step; the loader's whole state.
+          host: this host's number.
+          hosts: how many hosts there are; each gets a contiguous part of every global batch, in host order.
+
+        Returns:
+          A MapDataset of dicts of stacked samples [batch_size / hosts, ...].
+
+        Raises:
+          InputError: when the batch does not divide by the hosts.
+        """
+        if batch_size % hosts:
+            raise InputError(f"config.batch_size={batch_size} does not divide by {hosts} hosts")
+        rows = grain.MapDataset.range(len(self)).seed(self.seed).shuffle().repeat()
+        samples = _HostSlice(rows.map_with_index(self.sample), batch_size // hosts, host, hosts)
+        return samples.batch(batch_size // hosts, batch_fn=stack)[start_step:]
+
+    def sample(self, index: int, row: int) -> Batch:
+        """Returns sample `index`, which shows person `row`, or another where that one's image cannot be read."""
+        for attempt in range(_ATTEMPTS):
+            rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, attempt, index]))
+            if attempt:
+                row = int(rng.integers(len(self)))
+            try:
+                return self._augmented(rng, index, row, valid=not attempt)
+            except InputError as error:
+                logging.getLogger(__name__).warning("sample %d: %s; replaced", index, error)
+        raise InputError(f"sample {index}: {_ATTEMPTS} images in a row cannot be read; the last: {self.problem(row)}")
+
+    def problem(self, row: int) -> str | None:
+        """What is wrong with a person's image, if anything."""
+        _, source, row = self._locate(row)
+        try:
+            read_image(source.path(row))
+        except InputError as error:
+            return str(error)
+        return None
+
+    def _locate(self, row: int) -> tuple[int, Instances, int]:
+        for number, source in enumerate(self.sources):
+            if row < len(source):
+                return number, source, row
+            row -= len(source)
+        raise IndexError(row)
+
+    def _augmented(self, rng: np.random.Generator, index: int, row: int, valid: bool) -> Batch:
+        number, source, row = self._locate(row)
+        image = read_image(source.path(row))
+        keypoints = np.array(source.keypoints[row, :, :2])
+        visible = np.minimum(source.keypoints[row, :, 2], 1)
+        view = transforms.view_of_box(_clipped(source, row, image))
+
+        width = image.shape[1]
+        flip = rng.random() < self.augmentation.flip
+        if flip:
+            order = self.keypoints.flip_indices
+            keypoints, visible = keypoints[order], visible[order]
+            keypoints[:, 0] = width - 1 - keypoints[:, 0]
+            view = View(np.array([width - 1 - view.center[0], view.center[1]], np.float32), view.scale)
+        half_body = self.augmentation.half_body
+        view = transforms.random_half_body(rng, view, keypoints, visible, self.keypoints, half_body)
+        view = transforms.random_view(rng, view, self.augmentation).fix_aspect(self.input_size)
+
+        matrix = transforms.warp_matrix(view, self.input_size, self.warp)
+        from_image = transforms.mirrored(matrix, width) if flip else matrix
+        return {
+            "image": _crop(image, from_image, self.input_size),
+            "keypoints": transforms.warp_points(keypoints, matrix),
+            "visible": visible.astype(np.float32),
+            "index": np.int64(index),
+            "source": np.int32(number),
+            "instance_id": source.instance_id[row],
+            "valid": np.bool_(valid),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalData:
+    """One pass over the evaluation boxes in image order; every image is decoded once.
+
+    Iterating gives batches of exactly `batch_size / hosts` rows: the training fields, with `index` counting the boxes
+    of the file, and `image_id` int64, `center` and `scale` float32 [2] (the crop's view, in image pixels), `box`
+    float32 xyxy [4], `box_score` float32. Hosts own whole images and all run the same number of steps; rows that pad
+    have `valid` False. An image that cannot be read raises InputError.
+    """
+
+    instances: Instances
+    input_size: tuple[int, int]
+    warp: str
+    batch_size: int
+    images: tuple[np.ndarray, ...]  # this host's, each the rows of one image
+    steps: int
+    threads: int
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], batch_size: int, host: int = 0, hosts: int = 1) -> EvalData:
+        """Reads the annotated boxes of `config.eval`, or a detector's when `config.eval.boxes` names a file."""
+        if batch_size % hosts:
+            raise InputError(f"config.eval.batch_size={batch_size} does not divide by {hosts} hosts")
+        source, root = config["eval"], config["root"]
+        annotations, images = _path(root, source["annotations"]), _path(root, source["images"])
+        labels = keypoint_set(source["keypoints"])
+        if source["boxes"]:
+            instances = load_detections(_path(root, source["boxes"]), annotations, images, labels)
+        else:
+            instances = load_instances(annotations, images, labels)
+        instances = instances.mapped(KeypointMapping(labels, keypoint_set(config["keypoints"])))
+
+        order = np.argsort(instances.image_id, kind="stable")
+        cuts = np.flatnonzero(np.diff(instances.image_id[order])) + 1
+        by_image = np.split(order, cuts)
+        per_host = batch_size // hosts
+        steps = max(-(-sum(map(len, by_image[h::hosts])) // per_host) for h in range(hosts))
+        return cls(
+            instances=instances,
+            input_size=tuple(config["input_size"]),
+            warp=config["warp"],
+            batch_size=per_host,
+            images=tuple(by_image[host::hosts]),
+            steps=steps,
+            threads=config["loader"]["threads"],
+        )
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=max(4 * self.threads, 8))
+        images = iter(grain.MapDataset.range(len(self.images)).map(self._crops).to_iter_dataset(options))
+        rows: list[Batch] = []
+        emitted = 0
+        for crops in images:
+            rows += crops
+            while len(rows) >= self.batch_size:
+                yield stack(rows[: self.batch_size])
+                rows = rows[self.batch_size :]
+                emitted += 1
+        for _ in range(emitted, self.steps):
+            yield stack(rows + [self._padding()] * (self.batch_size - len(rows)))
+            rows = []
+
+    def _crops(self, number: int) -> list[Batch]:
+        rows = self.images[number]
+        image = read_image(self.instances.path(rows[0]))
+        return [self._sample(image, row) for row in rows]
+
+    def _sample(self, image: np.ndarray, row: int) -> Batch:
+        instances = self.instances
+        box = _clipped(instances, row, image)
+        view = transforms.view_of_box(box).fix_aspect(self.input_size)
+        matrix = transforms.warp_matrix(view, self.input_size, self.warp)
+        return {
+            "image": _crop(image, matrix, self.input_size),
+            "keypoints": transforms.warp_points(instances.keypoints[row, :, :2], matrix),
+            "visible": np.minimum(instances.keypoints[row, :, 2], 1),
+            "index": np.int64(row),
+            "source": np.int32(0),
+            "instance_id": instances.instance_id[row],
+            "valid": np.bool_(True),
+            "image_id": instances.image_id[row],
+            "center": view.center,
+            "scale": view.scale,
+            "box": box,
+            "box_score": instances.box_score[row],
+        }
+
+    def _padding(self) -> Batch:
+        keypoints = self.instances.keypoints.shape[1]
+        return {
+            "image": np.zeros((*self.input_size, 3), np.uint8),
+            "keypoints": np.zeros((keypoints, 2), np.float32),
+            "visible": np.zeros(keypoints, np.float32),
+            "index": np.int64(-1),
+            "source": np.int32(0),
+            "instance_id": np.int64(-1),
+            "valid": np.bool_(False),
+            "image_id": np.int64(-1),
+            "center": np.zeros(2, np.float32),
+            "scale": np.ones(2, np.float32),
+            "box": np.zeros(4, np.float32),
+            "box_score": np.float32(0),
+        }
+
+
+def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> Iterator[Batch]:
+    """Computes a dataset's elements ahead of use: by threads in this process, or also by worker processes.
+
+    With workers, the program's main module must keep everything behind `if __name__ == "__main__"`, since processes
+    are spawned.
+    """
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, 2))
+    elements = dataset.to_iter_dataset(options)
+    if workers:
+        elements = elements.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
+    return iter(elements)
+
+
+def stack(samples: Sequence[Batch]) -> Batch:
+    """Stacks samples into a batch."""
+    return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+class _HostSlice(grain.MapDataset):
+    """The samples of one host: contiguous runs of `size`, one from each global batch of `size * hosts`."""
+
+    def __init__(self, parent: grain.MapDataset, size: int, host: int, hosts: int):
+        super().__init__(parent)
+        self._size, self._host, self._hosts = size, host, hosts
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._hosts
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, offset = divmod(index, self._size)
+        return self._parent[(batch * self._hosts + self._host) * self._size + offset]
+
+
+def _path(root: str, path: str) -> str:
+    return os.path.join(root, path)
+
+
+def _clipped(instances: Instances, row: int, image: np.ndarray) -> np.ndarray:
+    box = instances.bbox[row]
+    if instances.detected:
+        return np.concatenate([box[:2], box[:2] + box[2:]])
+    xyxy = transforms.clip_box(box, image.shape[:2])
+    if (xyxy[2:] <= xyxy[:2]).any():
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise InputError(
+            f"{instances.path(row)}: the box {box.tolist()} (xywh) of instance {instances.instance_id[row]} lies "
+            f"outside of the image ({size})"
+        )
+    return xyxy
+
+
+def _crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.cvtColor(transforms.warp_image(image, matrix, size), cv2.COLOR_BGR2RGB)
