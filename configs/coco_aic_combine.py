@@ -1,0 +1,17 @@
+"""The 19-keypoint union of COCO and AI Challenger, from both; evaluated on COCO's 17.
+
+    python -m hrnet_jax.train --config configs/coco_aic_combine.py --workdir runs/combine \
+        --config.data.root=DATA --config.init=hrnet_w32-36af842e
+
+Expected, HRNet-W32 256x192 on COCO val2017 with person boxes of AP 56.4: AP 0.756 (MMPose's checkpoint of 2022-10,
+hrnet_coco_aic.md). Not trained here to the end: see the README for what was verified. Variants: configs/common.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The recipe td-hm_hrnet-w32_8xb64-210e_coco-aic-256x192-combine and, by `arg`, its variants."""
+    return common.recipe(arg, keypoints="coco_aic", train=common.train_sources("coco", "aic"), evaluate=common.COCO_VAL)

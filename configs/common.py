@@ -1,0 +1,196 @@
+"""The reference's recipe, and the arguments that all recipes take.
+
+A config file returns `recipe(...)` with what is its own. An argument after the file's name picks variants, separated
+by commas: `configs/coco.py:w48,384x288,udp` or `configs/coco.py:runlocal`.
+"""
+
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict, FieldReference
+
+VARIANTS = {
+    "w32": "HRNet-W32 (the default)",
+    "w48": "HRNet-W48: batches of 256 with BatchNorm over 32, as published",
+    "256x192": "input height x width (the default)",
+    "384x288": "the larger input; Gaussians of sigma 3",
+    "msra": "quarter-cell decoding (the default)",
+    "dark": "unbiased encoding and DARK decoding (Zhang et al. 2020)",
+    "udp": "unbiased data processing (Huang et al. 2020)",
+    "udp_combined": "UDP with offset maps",
+    "bf16": "bfloat16 compute (the default on TPU and GPU is set by config.model.dtype)",
+    "runlocal": "shrinks everything to a laptop: a tiny network, 64x64 inputs, batches of 16, two epochs",
+}
+
+COCO_TRAIN = {
+    "annotations": "coco/annotations/person_keypoints_train2017.json",
+    "images": "coco/train2017",
+    "keypoints": "coco",
+}
+AIC_TRAIN = {
+    "annotations": "aic/ai_challenger_keypoint_train_20170902/keypoint_train_annotations_20170909.json",
+    "images": "aic/ai_challenger_keypoint_train_20170902/keypoint_train_images_20170902",
+    "keypoints": "aic",
+}
+COCO_VAL = {
+    "annotations": "coco/annotations/person_keypoints_val2017.json",
+    "images": "coco/val2017",
+    "keypoints": "coco",
+    "boxes": "coco/person_detection_results/COCO_val2017_detections_AP_H_56_person.json",
+}
+
+
+def recipe(arg: str | None = None, *, keypoints: str, train: dict[str, dict[str, str]], evaluate: dict[str, str]) -> ConfigDict:
+    """The training recipe of MMPose 1.3.2's HRNet configs.
+
+    Args:
+      arg: variants from `VARIANTS`, separated by commas.
+      keypoints: the set of keypoints that the network puts out.
+      train: sources by name, each with its annotations, images (both relative to `data.root`) and keypoint set.
+      evaluate: the evaluation set: annotations, images, keypoint set, detector boxes ("" for annotated boxes).
+    """
+    variants = parse(arg)
+    input_size = FieldReference((256, 192))
+    keypoint_set = FieldReference(keypoints)
+
+    c = ConfigDict()
+    c.seed = 0
+    c.epochs = 210
+    c.batch_size = 512  # over all devices
+    c.init = ""  # a converted folder whose backbone initialises training; "" starts from random weights
+
+    c.model = ConfigDict()
+    c.model.variant = "w32"
+    c.model.keypoints = keypoint_set
+    c.model.maps_per_keypoint = 1
+    c.model.dtype = "float32"
+    c.model.group_size = 64  # samples that share BatchNorm statistics; 0: the whole batch
+
+    c.codec = ConfigDict()
+    c.codec.name = "msra"
+    c.codec.input_size = input_size
+    c.codec.sigma = 2.0
+
+    c.data = ConfigDict()
+    c.data.root = "data"
+    c.data.input_size = input_size
+    c.data.keypoints = keypoint_set
+    c.data.warp = "msra"
+    c.data.train = ConfigDict(train)
+    c.data.eval = ConfigDict(evaluate)
+    c.data.augment = ConfigDict()
+    c.data.augment.flip = 0.5
+    c.data.augment.half_body = 0.3
+    c.data.augment.shift = 0.16  # of the padded box
+    c.data.augment.shift_probability = 0.3
+    c.data.augment.scale = 0.5  # views of 0.5 to 1.5 times the padded box
+    c.data.augment.rotation = 80.0  # degrees
+    c.data.augment.rotation_probability = 0.6
+    c.data.max_unreadable = 0.01  # share of samples that may be replaced before training stops
+    c.data.loader = ConfigDict()
+    c.data.loader.threads = 16
+    c.data.loader.workers = 0  # processes beside the threads of this one
+
+    c.optimizer = ConfigDict()  # Adam; no weight decay
+    c.optimizer.learning_rate = 5e-4
+    c.optimizer.warmup_steps = 500
+    c.optimizer.warmup_factor = 0.001
+    c.optimizer.milestones = (170, 200)  # epochs
+    c.optimizer.decay = 0.1
+
+    c.eval = ConfigDict()
+    c.eval.every_epochs = 10
+    c.eval.batch_size = 256
+    c.eval.flip_test = True
+    c.eval.nms = "oks_nms"
+    c.eval.nms_threshold = 0.9
+    c.eval.score_mode = "bbox_keypoint"
+    c.eval.keypoint_threshold = 0.2
+    c.eval.use_area = True
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_epochs = 1
+    c.checkpoint.keep = 2
+    c.log_every = 50  # steps
+
+    for variant in variants:
+        _APPLY[variant](c)
+    return c
+
+
+def parse(arg: str | None) -> list[str]:
+    """Splits a config argument; raises ValueError that lists the variants when one is unknown."""
+    variants = [part for part in (arg or "").split(",") if part]
+    if unknown := [variant for variant in variants if variant not in VARIANTS]:
+        raise ValueError(f"unknown variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    # What shrinks the experiment comes last.
+    return sorted(variants, key=list(VARIANTS).index)
+
+
+def train_sources(*names: str) -> dict[str, dict[str, str]]:
+    """The training sources of those names, `coco` and `aic`."""
+    known: dict[str, dict[str, str]] = {"coco": COCO_TRAIN, "aic": AIC_TRAIN}
+    return {name: known[name] for name in names}
+
+
+def _w48(c: ConfigDict) -> None:
+    c.model.variant = "w48"
+    c.model.group_size = 32
+    c.batch_size = 256
+
+
+def _384x288(c: ConfigDict) -> None:
+    c.codec.input_size = (384, 288)
+    c.codec.sigma = 3.0
+
+
+def _dark(c: ConfigDict) -> None:
+    c.codec.name = "dark"
+    c.codec.blur_kernel = 11  # at 384x288 too, as published
+
+
+def _udp(c: ConfigDict) -> None:
+    c.codec.name = "udp"
+    c.codec.blur_kernel = 11
+    c.data.warp = "udp"
+
+
+def _udp_combined(c: ConfigDict) -> None:
+    del c.codec.sigma
+    c.codec.name = "udp_combined"
+    c.codec.radius_factor = 0.0546875
+    c.data.warp = "udp"
+    c.model.maps_per_keypoint = 3
+
+
+def _bf16(c: ConfigDict) -> None:
+    c.model.dtype = "bfloat16"
+
+
+def _runlocal(c: ConfigDict) -> None:
+    c.model.variant = "tiny"
+    c.codec.input_size = (64, 64)
+    c.batch_size = 16
+    c.model.group_size = 0
+    c.epochs = 2
+    c.optimizer.warmup_steps = 10
+    c.optimizer.milestones = ()
+    c.eval.every_epochs = 2
+    c.eval.batch_size = 16
+    c.data.loader.threads = 2
+    c.log_every = 2
+
+
+def _default(c: ConfigDict) -> None:
+    del c
+
+
+_APPLY = {
+    **{"w32": _default, "256x192": _default, "msra": _default},
+    **{"w48": _w48, "384x288": _384x288, "dark": _dark, "udp": _udp, "udp_combined": _udp_combined},
+    **{"bf16": _bf16, "runlocal": _runlocal},
+}
+
+
+def milestones(epochs: int, shares: Sequence[float] = (170 / 210, 200 / 210)) -> tuple[int, ...]:
+    """The recipe's milestones for another number of epochs."""
+    return tuple(round(epochs * share) for share in shares)

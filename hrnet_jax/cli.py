@@ -1,0 +1,99 @@
+"""What the commands share: flags, config overrides, exit codes.
+
+Exit codes: 0 done; 1 something the user gave is wrong, told in one line; 2 aborted by a guard; 75 stopped by a signal
+with the state saved (EX_TEMPFAIL: run the same command again).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from data_pipelines.errors import InputError
+
+INTERRUPTED = 75
+
+# A flag's name -> (default, or None where it must be given; help).
+Options = Mapping[str, tuple[str | bool | None, str]]
+
+
+class Interrupted(Exception):
+    """A run was stopped by a signal after its state was saved."""
+
+
+def run(
+    doc: str | None,
+    options: Options,
+    main: Callable[[Mapping[str, Any], ConfigDict], None],
+    config_of: Callable[[Mapping[str, Any]], ConfigDict],
+) -> None:
+    """Parses the command line, runs a command and ends the process with its exit code.
+
+    Args:
+      doc: the command's module docstring, for `--help`.
+      options: the command's own flags.
+      main: takes the flags' values and the config.
+      config_of: loads the config, which `--config.KEY=VALUE` then overrides, from the flags' values.
+    """
+    # The compiler and TensorFlow-less libraries are chatty on standard error; a user's error is one line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    for name in ("hrnet_jax", "data_pipelines", "eval"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("__main__").setLevel(logging.INFO)
+    try:
+        values, config = parse(sys.argv, doc, options, config_of)
+        main(values, config)
+    except (InputError, flags.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def parse(
+    argv: list[str], doc: str | None, options: Options, config_of: Callable[[Mapping[str, Any]], ConfigDict]
+) -> tuple[dict[str, Any], ConfigDict]:
+    """Returns the flags' values and the config with its overrides.
+
+    Raises InputError or absl's flags.Error, one line each, for unknown flags, missing ones and unknown config keys.
+    """
+    own = flags.FlagValues()
+    for name, (default, text) in options.items():
+        define = flags.DEFINE_boolean if isinstance(default, bool) else flags.DEFINE_string
+        define(name, default, text, flag_values=own)
+    flags.DEFINE_boolean("help", False, "show this", flag_values=own)
+    rest = own(argv, known_only=True)[1:]
+    if own.help:
+        print(f"{doc or ''}\n{own.get_help()}")
+        sys.exit(0)
+    values = {name: own[name].value for name in options}
+    if missing := [name for name, value in values.items() if value is None]:
+        raise InputError(f"missing --{', --'.join(missing)}; --help tells more")
+
+    config = config_of(values)
+    overrides = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=[argv[0], *rest])
+    try:
+        unknown = overrides([argv[0], *rest])[1:]
+    except flags.Error:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{' '.join(rest)}: {error}") from None
+    if unknown:
+        raise InputError(f"unknown arguments: {' '.join(unknown)}; --help tells more")
+    return values, overrides["config"].value
+
+
+def read_metrics(path: pathlib.Path) -> dict[str, Any]:
+    """The content of a metrics.json; empty when there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,0 +1,76 @@
+"""Codecs: keypoints to heatmap targets and back, on the accelerator.
+
+    codec = create_codec({"name": "udp", "input_size": (256, 192), "sigma": 2.0})
+    targets, weights = codec.encode(keypoints, visible)
+    loss = codec.loss(prediction, targets, weights).mean()
+    keypoints, scores = codec.decode(prediction)
+
+Everything is float32 `jax.numpy` of fixed shapes, so it runs inside the jitted steps; a codec is hashable and may be
+closed over or passed as a static argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from data_pipelines.errors import InputError
+from hrnet_jax.codecs.base import STRIDE, Codec
+from hrnet_jax.codecs.heatmaps import pck_accuracy
+from hrnet_jax.codecs.msra import Dark, Msra
+from hrnet_jax.codecs.udp import Udp, UdpCombined
+
+__all__ = ["CODECS", "Codec", "Dark", "Msra", "Udp", "UdpCombined", "create_codec", "pck_accuracy"]
+
+CODECS: dict[str, type[Codec]] = {"msra": Msra, "dark": Dark, "udp": Udp, "udp_combined": UdpCombined}
+
+
+def create_codec(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Codec:
+    """Builds the codec that a config describes.
+
+    Args:
+      config: has `name`, one of `CODECS`; `input_size`, the crop's (height, width) in pixels; and any of the codec's
+        own settings: `sigma` in heatmap cells (msra, dark, udp), `blur_kernel` in cells (dark, udp), `radius_factor`,
+        the disc's radius over the heatmap's height (udp_combined). A setting that is absent or None takes the codec's
+        default.
+
+    Raises:
+      InputError: for an unknown name, a setting that the codec does not have, or a value that it cannot take.
+    """
+    settings = {key: value for key, value in dict(config).items() if value is not None}
+    name = settings.pop("name", None)
+    if name not in CODECS:
+        raise InputError(f"codec: unknown name {name!r}; there are {', '.join(CODECS)}")
+    known = [field.name for field in dataclasses.fields(CODECS[name])]
+    if unknown := sorted(set(settings) - set(known)):
+        raise InputError(f"codec {name!r} has no setting {', '.join(unknown)}; its settings are {', '.join(known)}")
+    size = _size(settings.pop("input_size", None))
+    return CODECS[name](size, **{key: _positive(key, value) for key, value in settings.items()})
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """Parses the input's (height, width); a JSON config gives a list."""
+    try:
+        height, width = (int(side) for side in value)
+    except (TypeError, ValueError):
+        raise InputError(f"codec: input_size is {value!r}; it must be (height, width) in pixels") from None
+    if min(height, width) < 2 * STRIDE or height % STRIDE or width % STRIDE:
+        raise InputError(f"codec: input_size is {height}x{width}; both must be multiples of {STRIDE} from 8 on")
+    return height, width
+
+
+def _positive(key: str, value: Any) -> int | float:
+    """Parses a setting other than the input's size."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and 0 < value < math.inf):
+        raise InputError(f"codec: {key} is {value!r}; it must be a number above 0")
+    if key != "blur_kernel":
+        return float(value)
+    if value % 2 != 1:
+        raise InputError(f"codec: blur_kernel is {value!r}; it must be an odd number of cells")
+    return int(value)

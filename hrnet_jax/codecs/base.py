@@ -1,0 +1,144 @@
+"""What all codecs share: sizes, the flip test's way back and the loss."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from data_pipelines.errors import InputError
+
+STRIDE = 4  # input pixels a heatmap cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec(abc.ABC):
+    """Keypoints in input pixels <-> heatmaps a quarter of the input's size.
+
+    Attributes:
+      input_size: (height, width) of the network's input in pixels, multiples of 4.
+      maps_per_keypoint: consecutive channels that belong to one keypoint; the first is the one whose peak is sought.
+      shift: whether the flip test shifts the maps of the mirrored image by one cell, see `flip_back`.
+      warp: "msra" or "udp", the affine that must have cut the crops.
+    """
+
+    input_size: tuple[int, int]
+
+    maps_per_keypoint: ClassVar[int] = 1
+    shift: ClassVar[bool]
+    warp: ClassVar[str]
+
+    @property
+    def heatmap_size(self) -> tuple[int, int]:
+        """(height, width) of a heatmap in cells."""
+        return self.input_size[0] // STRIDE, self.input_size[1] // STRIDE
+
+    def channels(self, keypoints: int) -> int:
+        """The number of channels that the network puts out for so many keypoints."""
+        return keypoints * self.maps_per_keypoint
+
+    @abc.abstractmethod
+    def encode(
+        self, keypoints: Float[Array, "batch keypoints 2"], visible: Float[Array, "batch keypoints"]
+    ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch keypoints"]]:
+        """Renders the targets.
+
+        Args:
+          keypoints: (x, y) in input pixels, pixel centres at integers; may lie outside the input.
+          visible: 1 labelled, 0 not; below 0.5 the maps stay empty.
+
+        Returns:
+          The target heatmaps, and the weight of each keypoint in the loss: its visibility, or 0 where the keypoint is
+          too far outside the map to leave a mark on it.
+        """
+
+    def decode(
+        self, heatmaps: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
+        """Finds each keypoint's (x, y) in input pixels and its score, the peak's height, both float32.
+
+        A map without a value above 0 gives cell (-1, -1), scaled like any other cell, and a score of 0 or less.
+
+        Raises:
+          InputError: if the heatmaps' size is not the codec's.
+        """
+        if heatmaps.shape[1:3] != self.heatmap_size:
+            raise InputError(
+                f"heatmaps are {heatmaps.shape[1]}x{heatmaps.shape[2]}, but the codec's input_size of "
+                f"{self.input_size[0]}x{self.input_size[1]} makes {self.heatmap_size[0]}x{self.heatmap_size[1]}"
+            )
+        return self._decode(heatmaps.astype(jnp.float32))
+
+    def flip_back(
+        self,
+        heatmaps: Float[Array, "batch height width channels"],
+        flip_indices: Int[Array | np.ndarray, " keypoints"],
+        shift: bool,
+    ) -> Float[Array, "batch height width channels"]:
+        """Brings the heatmaps of mirrored images back into the frame of the images themselves.
+
+        Args:
+          heatmaps: what the network says about the mirrored images.
+          flip_indices: for each keypoint, the one that it becomes in a mirrored image.
+          shift: moves the result right by one cell, leaving column 0 as it is; pass `Codec.shift`. With the msra
+            affine cell c stands on pixel 4 c, whose mirror image W - 1 - 4 c lies 3/4 of a cell to the right of
+            cell w - 1 - c: one cell is the nearest whole step.
+        """
+        batch, height, width, channels = heatmaps.shape
+        maps = heatmaps.reshape(batch, height, width, channels // self.maps_per_keypoint, self.maps_per_keypoint)
+        maps = jnp.take(maps[:, :, ::-1], jnp.asarray(flip_indices), axis=3)
+        if self.maps_per_keypoint == 3:
+            maps = maps * jnp.array([1, -1, 1], maps.dtype)  # label, x offset, y offset
+        if shift:
+            maps = jnp.concatenate([maps[:, :, :1], maps[:, :, :-1]], axis=2)
+        return maps.reshape(heatmaps.shape)
+
+    def loss(
+        self,
+        prediction: Float[Array, "batch rows columns outputs"],
+        targets: Float[Array, "batch height width channels"],
+        weights: Float[Array, "batch keypoints"],
+        *,
+        skip_empty: bool = False,
+    ) -> Float[Array, " batch"]:
+        """The loss of each sample in float32; its mean over the batch is the loss of MMPose 1.3.2.
+
+        Keypoints of weight 0 add nothing to the sum and still count in the mean.
+
+        Args:
+          prediction: the network's output, of the targets' shape and any float type.
+          targets: from `encode`.
+          weights: from `encode`.
+          skip_empty: gives weight 0 to keypoints whose target map is empty (MMPose's `skip_empty_channel`).
+
+        Raises:
+          InputError: if prediction and targets differ in shape.
+        """
+        if prediction.shape != targets.shape:
+            raise InputError(
+                f"the network puts out heatmaps {prediction.shape[1:]} and the codec makes targets {targets.shape[1:]} "
+                "(height, width, channels); set the codec's input_size and the model's channels to match the data"
+            )
+        prediction, targets, weights = (a.astype(jnp.float32) for a in (prediction, targets, weights))
+        if skip_empty:
+            weights = weights * jnp.any(targets[..., :: self.maps_per_keypoint] != 0, axis=(1, 2))
+        return self._loss(prediction, targets, weights)
+
+    @abc.abstractmethod
+    def _decode(
+        self, heatmaps: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
+        """Decodes float32 heatmaps of the codec's size."""
+
+    def _loss(
+        self,
+        prediction: Float[Array, "batch height width channels"],
+        targets: Float[Array, "batch height width channels"],
+        weights: Float[Array, "batch keypoints"],
+    ) -> Float[Array, " batch"]:
+        """MMPose's KeypointMSELoss: the mean of weight * (prediction - target)^2."""
+        return jnp.mean(weights * jnp.mean(jnp.square(prediction - targets), axis=(1, 2)), axis=-1)

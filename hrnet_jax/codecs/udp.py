@@ -1,0 +1,156 @@
+"""The codecs of "The Devil Is in the Details" (Huang et al. 2020), unbiased data processing, UDP.
+
+Both work on crops of the "udp" affine and measure between pixel centres: a heatmap's w - 1 steps span the input's
+W - 1, which makes mirroring exact. Behaviour is that of MMPose 1.3.2's `UDPHeatmap`, types `gaussian` and `combined`.
+
+As there, `decode` multiplies cells by W / (w - 1), not (W - 1) / (w - 1): the way back to the image divides by W and
+multiplies by the box's width, and with the udp affine the box's width is what the w - 1 steps span. So decoded
+keypoints are crop pixels stretched by W / (W - 1), which is one pixel at the far border.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hrnet_jax.codecs.base import Codec
+from hrnet_jax.codecs.heatmaps import (
+    around,
+    gaussian_blur,
+    leaves_mark,
+    log_around,
+    mask_targets,
+    newton_step,
+    peaks,
+    render_gaussians,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _UdpGeometry(Codec):
+    """The codecs' common strides."""
+
+    shift: ClassVar[bool] = False
+    warp: ClassVar[str] = "udp"
+
+    def _to_cells(self, keypoints: Float[Array, "batch keypoints 2"]) -> Float[Array, "batch keypoints 2"]:
+        input_extent = np.array(self.input_size[::-1], np.float32)
+        heatmap_extent = np.array(self.heatmap_size[::-1], np.float32)
+        return keypoints / ((input_extent - 1) / (heatmap_extent - 1))
+
+    def _to_pixels(
+        self, cell: Float[Array, "batch keypoints 2"], score: Float[Array, "batch keypoints"]
+    ) -> Float[Array, "batch keypoints 2"]:
+        input_extent = np.array(self.input_size[::-1], np.float32)
+        heatmap_extent = np.array(self.heatmap_size[::-1], np.float32)
+        # For maps without a value above 0 MMPose gives NaN or an unrelated map's numbers; here it is cell (-1, -1), as
+        # with MSRA and DARK.
+        return jnp.where((score > 0)[..., None], cell, -1.0) * (input_extent / (heatmap_extent - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Udp(_UdpGeometry):
+    """A Gaussian on the exact position, cut at 3 sigma around its cell; decoded by DARK's expansion over +-1 cell.
+
+    Attributes:
+      sigma: of the target Gaussian, in cells; the published models use 2 at 256x192 and 3 at 384x288.
+      blur_kernel: side of the decoder's Gaussian blur, in cells. The published models leave it at 11, at 384x288 too.
+    """
+
+    sigma: float = 2.0
+    blur_kernel: int = 11
+
+    def encode(
+        self, keypoints: Float[Array, "batch keypoints 2"], visible: Float[Array, "batch keypoints"]
+    ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch keypoints"]]:
+        """See `Codec.encode`."""
+        centre = self._to_cells(keypoints)
+        cell = jnp.trunc(centre + 0.5)
+        heatmaps = render_gaussians(centre, self.heatmap_size, self.sigma, window=cell)
+        return mask_targets(heatmaps, visible, leaves_mark(cell, self.heatmap_size, self.sigma))
+
+    def _decode(
+        self, heatmaps: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
+        """Borders are repeated outwards, and blurred values clipped to [0.001, 50]."""
+        x, y, score = peaks(heatmaps)
+        offsets = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (1, 1))
+        values = log_around(heatmaps, x, y, score, offsets, self.blur_kernel, floor=1e-3, ceiling=50.0)
+        here, left, right, above, below, above_left, below_right = values
+        epsilon = float(np.finfo(np.float32).eps)
+        step = newton_step(
+            dx=0.5 * (right - left),
+            dy=0.5 * (below - above),
+            dxx=right - 2 * here + left + epsilon,
+            dxy=0.5 * (below_right - right - below + here + here - left - above + above_left),
+            dyy=below - 2 * here + above + epsilon,
+        )
+        return self._to_pixels(jnp.stack([x, y], axis=-1) + step, score), score
+
+
+@dataclasses.dataclass(frozen=True)
+class UdpCombined(_UdpGeometry):
+    """Three maps a keypoint: a disc around it as label, and the x and y offset to it in units of the radius.
+
+    Offsets fill their whole maps, but count in the loss only inside the disc. Decoded to the peak of the blurred label
+    map plus the offsets found there. A keypoint never loses its weight for lying outside the map.
+
+    Attributes:
+      radius_factor: the disc's radius as a fraction of the heatmap's height.
+    """
+
+    radius_factor: float = 0.0546875
+
+    maps_per_keypoint: ClassVar[int] = 3
+
+    @property
+    def radius(self) -> float:
+        """The disc's radius in cells."""
+        return self.radius_factor * self.heatmap_size[0]
+
+    def encode(
+        self, keypoints: Float[Array, "batch keypoints 2"], visible: Float[Array, "batch keypoints"]
+    ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch keypoints"]]:
+        """See `Codec.encode`."""
+        height, width = self.heatmap_size
+        centre = self._to_cells(keypoints)[:, None, None]
+        x = (centre[..., 0] - jnp.arange(width, dtype=jnp.float32)[:, None]) / self.radius
+        y = (centre[..., 1] - jnp.arange(height, dtype=jnp.float32)[:, None, None]) / self.radius
+        disc = jnp.where(x * x + y * y <= 1, 1.0, 0.0)
+        maps = jnp.stack(jnp.broadcast_arrays(disc, x, y), axis=-1)
+        maps = jnp.where((visible >= 0.5)[:, None, None, :, None], maps, 0)
+        return maps.reshape(*maps.shape[:3], -1), visible
+
+    def _decode(
+        self, heatmaps: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
+        """The score is the blurred label map's maximum."""
+        labels = gaussian_blur(heatmaps[..., ::3], _LABEL_BLUR_KERNEL, mirror=True)
+        x, y, score = peaks(labels)
+        (x_offset,) = around(heatmaps[..., 1::3], x, y, [(0, 0)])
+        (y_offset,) = around(heatmaps[..., 2::3], x, y, [(0, 0)])
+        cell = jnp.stack([x + self.radius * x_offset, y + self.radius * y_offset], axis=-1)
+        return self._to_pixels(cell, score), score
+
+    def _loss(
+        self,
+        prediction: Float[Array, "batch height width channels"],
+        targets: Float[Array, "batch height width channels"],
+        weights: Float[Array, "batch keypoints"],
+    ) -> Float[Array, " batch"]:
+        """MMPose's CombinedTargetMSELoss: the offsets count by the label, and weights multiply both sides."""
+        by_map = (*prediction.shape[:3], -1, 3)
+        label, *offsets = jnp.moveaxis(prediction.reshape(by_map), -1, 0)
+        target_label, *target_offsets = jnp.moveaxis(targets.reshape(by_map), -1, 0)
+        error = jnp.square(label - target_label)
+        for offset, target_offset in zip(offsets, target_offsets, strict=True):
+            error += jnp.square(target_label * (offset - target_offset))
+        return 0.5 * jnp.mean(jnp.square(weights) * jnp.mean(error, axis=(1, 2)), axis=-1)
+
+
+# MMPose blurs labels with 2 * blur_kernel_size + 1 cells, whose default of 11 no config changes.
+_LABEL_BLUR_KERNEL = 23

@@ -1,0 +1,138 @@
+"""Configs: loading, checking, storing and comparing them.
+
+A config is an `ml_collections.ConfigDict` made by a file under `configs/`; `configs/common.py` shows every key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import runpy
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import InputError
+from data_pipelines.keypoints import keypoint_set
+from hrnet_jax.codecs import create_codec
+from hrnet_jax.models import VARIANTS
+
+# What a resumed run may change; all other keys say which experiment it is.
+FREE_KEYS = (
+    *("data.root", "data.loader", "data.max_unreadable", "data.train.*.annotations", "data.train.*.images", "data.eval"),
+    *("eval", "checkpoint", "log_every", "epochs", "init"),
+)
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Loads `FILE` or `FILE:ARG`, as `--config` does. Raises InputError when the file or the argument is no good."""
+    file, _, arg = spec.partition(":")
+    if not pathlib.Path(file).is_file():
+        raise InputError(f"{file}: no such config file")
+    make_importable(file)
+    try:
+        return runpy.run_path(file)["get_config"](arg or None)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{spec}: {error}") from None
+
+
+def make_importable(file: str) -> None:
+    """Lets a config file import its siblings as `configs.*` from any directory."""
+    folder = str(pathlib.Path(file).resolve().parent.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def to_json(config: ConfigDict) -> str:
+    """A config as JSON, one key a line."""
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=2)
+
+
+def from_json(path: pathlib.Path) -> ConfigDict:
+    """Reads a config that `to_json` wrote. Raises InputError when there is none or it is no config."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; a checkpoint folder carries its config") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not a config ({error})") from None
+    if not isinstance(content, dict) or not {"model", "codec", "data", "eval"} <= set(content):
+        raise InputError(f"{path}: not a config of hrnet_jax (it needs 'model', 'codec', 'data' and 'eval')")
+    return ConfigDict(content)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises InputError when parts of a config are impossible or contradict each other; says what to change."""
+    codec = create_codec(config.codec)
+    joints = keypoint_set(config.model.keypoints)
+    if config.model.variant not in VARIANTS:
+        raise InputError(f"config.model.variant={config.model.variant!r}: there are {', '.join(VARIANTS)}")
+    height, width = codec.input_size
+    if height % 32 or width % 32:
+        raise InputError(f"config.codec.input_size=({height}, {width}): height and width must be multiples of 32")
+    if tuple(config.data.input_size) != codec.input_size:
+        raise InputError(
+            f"config.data.input_size={tuple(config.data.input_size)} is not config.codec.input_size={codec.input_size}"
+        )
+    if config.data.warp != codec.warp:
+        raise InputError(f"config.data.warp={config.data.warp!r}: codec {config.codec.name!r} needs {codec.warp!r}")
+    if config.data.keypoints != config.model.keypoints:
+        raise InputError(
+            f"config.data.keypoints={config.data.keypoints!r} is not config.model.keypoints={config.model.keypoints!r}"
+        )
+    if codec.channels(len(joints)) != len(joints) * config.model.maps_per_keypoint:
+        raise InputError(
+            f"config.model.maps_per_keypoint={config.model.maps_per_keypoint}: codec {config.codec.name!r} has "
+            f"{codec.maps_per_keypoint}"
+        )
+    positive = ("batch_size", "epochs", "log_every", "eval.batch_size", "data.loader.threads", "checkpoint.keep")
+    for key in (*positive, "eval.every_epochs", "checkpoint.every_epochs"):
+        value = _flat(config)[key]
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"config.{key}={value!r}: must be an integer from 1 on")
+    rate = config.optimizer.learning_rate
+    if not (isinstance(rate, (int, float)) and math.isfinite(rate) and rate > 0):
+        raise InputError(f"config.optimizer.learning_rate={rate!r}: must be a number above 0")
+
+
+def check_devices(config: ConfigDict, devices: int) -> None:
+    """Raises InputError when batches do not divide by the devices or into BatchNorm groups."""
+    for key, size in (("batch_size", config.batch_size), ("eval.batch_size", config.eval.batch_size)):
+        if size % devices:
+            raise InputError(f"config.{key}={size} does not divide by the {devices} devices")
+    group = config.model.group_size
+    if group and config.batch_size > group and config.batch_size % group:
+        raise InputError(f"config.batch_size={config.batch_size} does not divide into groups of model.group_size={group}")
+
+
+def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
+    """Lists the keys, free ones apart, in which two configs are different experiments: `key: ours, not theirs`."""
+    a, b = (json.loads(json.dumps(_flat(config))) for config in (ours, theirs))
+    return [
+        f"{key}: {a.get(key)!r}, not {b.get(key)!r}"
+        for key in sorted(set(a) | set(b))
+        if a.get(key) != b.get(key) and not _is_free(key)
+    ]
+
+
+def _is_free(key: str) -> bool:
+    parts = key.split(".")
+    for free in FREE_KEYS:
+        pattern = free.split(".")
+        if len(parts) >= len(pattern) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=False)):
+            return True
+    return False
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, (ConfigDict, dict)):
+            for key, item in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, item)
+        else:
+            yield prefix, list(value) if isinstance(value, tuple) else value
+
+    return dict(walk("", json.loads(ConfigDict(config).to_json_best_effort())))

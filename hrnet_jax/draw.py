@@ -1,0 +1,116 @@
+"""Pictures: skeletons on images, contact sheets, curves."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+
+from data_pipelines.annotations import Instances
+from data_pipelines.errors import InputError
+from data_pipelines.images import read_image
+from data_pipelines.keypoints import KeypointSet
+from hrnet_jax import metrics as metric_files
+
+matplotlib.use("Agg")
+
+_TILE = 240  # pixels, height and width of a contact sheet's tiles
+_COLUMNS = 4
+
+
+def skeleton(
+    image: UInt8[np.ndarray, "h w 3"],
+    keypoints: Float[np.ndarray, "k 2"],
+    shown: np.ndarray,
+    keypoint_set: KeypointSet,
+    thickness: int = 2,
+) -> None:
+    """Draws a person's skeleton into an RGB image, in place.
+
+    Args:
+      image: RGB.
+      keypoints: (x, y) in the image's pixels.
+      shown: bool [K]; lines are drawn between two shown points.
+      keypoint_set: gives lines and colours: left, right and middle.
+      thickness: of the lines, in pixels.
+    """
+    points = [tuple(int(round(float(v))) for v in np.clip(point, -1e4, 1e4)) for point in keypoints]
+    for a, b in keypoint_set.skeleton_indices:
+        if shown[a] and shown[b]:
+            colour = keypoint_set.colours[a if keypoint_set.colours[a] == keypoint_set.colours[b] else b]
+            cv2.line(image, points[a], points[b], colour, thickness, cv2.LINE_AA)
+    for point, show, colour in zip(points, shown, keypoint_set.colours, strict=True):
+        if show:
+            cv2.circle(image, point, thickness + 1, (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(image, point, thickness, colour, -1, cv2.LINE_AA)
+
+
+def contact_sheet(
+    path: pathlib.Path,
+    predictions: Sequence[Mapping[str, Any]],
+    instances: Instances,
+    keypoint_set: KeypointSet,
+    images: int = 16,
+    threshold: float = 0.2,
+) -> None:
+    """Writes a PNG of evenly chosen images with the predicted people whose box score is at least half the best one's.
+
+    Keypoints with a score up to `threshold` are left out; a person without any is not drawn.
+    """
+    by_image: dict[int, list[Mapping[str, Any]]] = {}
+    for prediction in predictions:
+        by_image.setdefault(prediction["image_id"], []).append(prediction)
+    if not by_image:
+        return
+    ids = sorted(by_image)
+    ids = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, images).astype(int))]
+    row_of = {int(image_id): row for row, image_id in enumerate(instances.image_id)}
+    tiles = []
+    for image_id in ids:
+        image = cv2.cvtColor(read_image(instances.path(row_of[image_id])), cv2.COLOR_BGR2RGB)
+        zoom = _TILE / max(image.shape[:2])
+        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
+        best = max(prediction["box_score"] for prediction in by_image[image_id])
+        for prediction in by_image[image_id]:
+            if prediction["box_score"] >= 0.5 * best:
+                shown = np.asarray(prediction["keypoint_scores"]) > threshold
+                skeleton(image, np.asarray(prediction["keypoints"]) * zoom, shown, keypoint_set)
+        tile = np.full((_TILE, _TILE, 3), 255, np.uint8)
+        tile[: image.shape[0], : image.shape[1]] = image
+        tiles.append(tile)
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
+    rows = [np.concatenate(tiles[i : i + _COLUMNS], axis=1) for i in range(0, len(tiles), _COLUMNS)]
+    write_png(path, np.concatenate(rows))
+
+
+def curves(path: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Writes a PNG of a run's loss (by source, where there are several) and AP over its steps."""
+    records = list(metric_files.read(workdir))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axis, ap_axis = figure.subplots(1, 2)
+    for name in dict.fromkeys(key for record in records for key in record if key == "loss" or key.startswith("loss/")):
+        steps, values = zip(*((r["step"], r[name]) for r in records if name in r), strict=True)
+        loss_axis.plot(steps, values, label=name, linewidth=1)
+    loss_axis.set(xlabel="step", ylabel="loss", yscale="log", title="Training loss")
+    if loss_axis.lines:
+        loss_axis.legend()
+    for name in ("AP", "AP50", "AR"):
+        points = [(record["step"], record[f"eval/{name}"]) for record in records if f"eval/{name}" in record]
+        if points:
+            ap_axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    ap_axis.set(xlabel="step", ylim=(0, 1), title="Evaluation")
+    if ap_axis.lines:
+        ap_axis.legend()
+    figure.savefig(path, dpi=100)
+
+
+def write_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """Writes an RGB image. Raises InputError when it cannot be written."""
+    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+        raise InputError(f"{path}: cannot be written")

@@ -1,0 +1,216 @@
+"""Checkpoint -> keypoints -> AP.
+
+    python -m hrnet_jax.evaluate --checkpoint runs/quickstart --output runs/quickstart/annotated_boxes \
+        --config.data.eval.boxes=
+
+writes metrics.json, keypoints.json and predictions.png. Keys of the config that the checkpoint carries can be
+overridden, e.g. `--config.data.root=DATA`; an empty `data.eval.boxes` means annotated boxes.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from data_pipelines.keypoints import keypoint_set
+from data_pipelines.pipeline import Batch, EvalData
+from eval import coco
+from hrnet_jax import checkpoint, cli, draw
+from hrnet_jax import config as config_lib
+from hrnet_jax.codecs import Codec, create_codec
+from hrnet_jax.mesh import create_mesh, shard_batch
+from hrnet_jax.models import Network, abstract_model
+from hrnet_jax.models.state import Arrays
+
+# ImageNet's mean and standard deviation on the 0..255 scale, RGB.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+logger = logging.getLogger(__name__)
+
+
+def normalise(images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
+    """uint8 RGB -> float32 with ImageNet's statistics."""
+    return (images.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def make_eval_step(network: Network, codec: Codec, flip_indices: np.ndarray, flip_test: bool) -> Callable:
+    """Compiles crops -> keypoints: two mirrored views, merged heatmaps, decoding.
+
+    Returns:
+      f(params, stats, images uint8 [B,H,W,3]) -> keypoints [B,K,2] in crop pixels, scores [B,K].
+    """
+
+    @jax.jit
+    def eval_step(params: Arrays, stats: Arrays, images: UInt8[Array, "b h w 3"]) -> tuple[Array, Array]:
+        images = normalise(images)
+        heatmaps, _ = network(params, stats, images, train=False)
+        if flip_test:
+            mirrored, _ = network(params, stats, images[:, :, ::-1], train=False)
+            heatmaps = (heatmaps + codec.flip_back(mirrored, flip_indices, codec.shift)) * 0.5
+        return codec.decode(heatmaps)
+
+    return eval_step
+
+
+class Evaluator:
+    """Evaluates parameters on a config's evaluation set; keeps the compiled step and the annotations.
+
+    Raises InputError as `EvalData.load` and `eval.coco.evaluate` do.
+    """
+
+    def __init__(self, config: ConfigDict, network: Network, mesh: jax.sharding.Mesh):
+        self.config, self.mesh = config, mesh
+        self.codec = create_codec(config.codec)
+        self.joints = keypoint_set(config.model.keypoints)
+        self.labels = keypoint_set(config.data.eval.keypoints)
+        self.data = EvalData.load(config.data, config.eval.batch_size)
+        self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
+        # Which of the network's keypoints the annotations know.
+        self.order = [self.joints.index(name) for name in self.labels.names]
+
+    def __call__(
+        self, params: Arrays, stats: Arrays, should_stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """Returns flat metrics (the ten numbers and their conditions) and the kept predictions with their `score`.
+
+        None when `should_stop` said so in between.
+        """
+        start = time.monotonic()
+        predictions: list[dict[str, Any]] = []
+        ceiling: list[dict[str, Any]] = []
+        annotated = not self.config.data.eval.boxes
+        for batch in self.data:
+            if should_stop():
+                return None
+            images = shard_batch({"image": batch["image"]}, self.mesh)["image"]
+            keypoints, scores = jax.device_get(self.step(params, stats, images))
+            predictions += self._predictions(batch, keypoints, scores)
+            if annotated:
+                ceiling += self._predictions(batch, *self._best_possible(batch))
+        device_seconds = time.monotonic() - start
+
+        numbers = self._measure(predictions)
+        kept = list(zip(numbers.pop("kept"), numbers.pop("scores"), strict=True))
+        metrics = {**numbers, **self.conditions(), "images": len(self.data.images), "instances": len(predictions)}
+        if annotated:
+            metrics["codec_AP"] = self._measure(ceiling)["AP"]
+        metrics["seconds_keypoints"] = round(device_seconds, 2)
+        metrics["seconds_AP"] = round(time.monotonic() - start - device_seconds, 2)
+        by_id = {prediction["id"]: prediction for prediction in predictions}
+        return metrics, [{**by_id[i], "score": score} for i, score in kept]
+
+    def conditions(self) -> dict[str, Any]:
+        """What the numbers were measured under."""
+        e, height_width = self.config.eval, tuple(self.config.data.input_size)
+        return {
+            "boxes": pathlib.PurePath(self.config.data.eval.boxes).name or "annotated",
+            "annotations": pathlib.PurePath(self.config.data.eval.annotations).name,
+            "model": f"{self.config.model.variant} {height_width[0]}x{height_width[1]} {self.config.codec.name}",
+            "keypoints": self.joints.name,
+            "flip_test": e.flip_test,
+            "nms": f"{e.nms} {e.nms_threshold:g}",
+            "score_mode": e.score_mode,
+        }
+
+    def _measure(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+        e, root = self.config.eval, pathlib.Path(self.config.data.root)
+        return coco.evaluate(
+            root / self.config.data.eval.annotations,
+            predictions,
+            keypoint_set=self.labels,
+            nms=e.nms,
+            nms_threshold=e.nms_threshold,
+            score_mode=e.score_mode,
+            keypoint_threshold=e.keypoint_threshold,
+            use_area=e.use_area,
+        )
+
+    def _predictions(self, batch: Batch, keypoints: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+        in_image = to_image(keypoints, batch["center"], batch["scale"], tuple(self.config.data.input_size))
+        return [
+            {
+                "id": int(batch["index"][i]),
+                "image_id": int(batch["image_id"][i]),
+                "category_id": 1,
+                "keypoints": in_image[i, self.order],
+                "keypoint_scores": scores[i, self.order],
+                "box_score": float(batch["box_score"][i]),
+                "bbox": batch["box"][i],
+                "area": float(np.prod(batch["scale"][i])),
+            }
+            for i in np.flatnonzero(batch["valid"])
+        ]
+
+    def _best_possible(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """What the codec makes of the true keypoints: the ceiling of any network."""
+        targets, _ = self.codec.encode(jnp.asarray(batch["keypoints"]), jnp.asarray(batch["visible"]))
+        keypoints, scores = self.codec.decode(targets)
+        return np.asarray(keypoints), np.asarray(scores)
+
+
+def to_image(
+    keypoints: Float[np.ndarray, "batch k 2"],
+    center: Float[np.ndarray, "batch 2"],
+    scale: Float[np.ndarray, "batch 2"],
+    input_size: tuple[int, int],
+) -> Float[np.ndarray, "batch k 2"]:
+    """Crop pixels -> image pixels, the reference's formula (of both warps)."""
+    width_height = np.array(input_size[::-1], np.float32)
+    return keypoints / width_height * scale[:, None] + (center - 0.5 * scale)[:, None]
+
+
+def evaluate(trained: checkpoint.Trained, output: str | pathlib.Path) -> dict[str, Any]:
+    """Evaluates a loaded model by its config, and writes metrics.json, keypoints.json and predictions.png.
+
+    Returns the content of metrics.json. Raises InputError for what is wrong with config, checkpoint or data.
+    """
+    config = trained.config
+    config_lib.check(config)
+    mesh = create_mesh()
+    config_lib.check_devices(config, mesh.size)
+    evaluator = Evaluator(config, Network.of(abstract_model(config.model)), mesh)
+    result = evaluator(trained.params, trained.stats)
+    assert result is not None
+    metrics, predictions = result
+    metrics["checkpoint"] = trained.origin
+    write(pathlib.Path(output), metrics, predictions, evaluator)
+    return metrics
+
+
+def write(output: pathlib.Path, metrics: dict[str, Any], predictions: list[dict[str, Any]], evaluator: Evaluator) -> None:
+    """Writes an evaluation's files into a folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(output / "metrics.json", metrics)
+    results = coco.to_coco_results([(prediction, prediction["score"]) for prediction in predictions])
+    coco.write_results(output / "keypoints.json", results)
+    draw.contact_sheet(output / "predictions.png", predictions, evaluator.data.instances, evaluator.labels)
+
+
+def main() -> None:
+    """The command line."""
+    options: cli.Options = {
+        "checkpoint": (None, "work directory, or converted folder"),
+        "output": (None, "folder for metrics.json, keypoints.json and predictions.png"),
+    }
+    cli.run(__doc__, options, _evaluate, lambda values: checkpoint.stored_config(values["checkpoint"]))
+
+
+def _evaluate(values: Mapping[str, Any], config: ConfigDict) -> None:
+    trained = checkpoint.load(values["checkpoint"])
+    metrics = evaluate(trained._replace(config=config), values["output"])
+    conditions = {key: value for key, value in metrics.items() if key not in coco.METRICS}
+    print(coco.format_table(metrics, conditions))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Metric files of a run: `metrics.jsonl`, one object a line, and TensorBoard's."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorboardX
+
+
+class MetricWriter:
+    """Appends scalars by step; starting at a step drops what a previous run wrote past it."""
+
+    def __init__(self, workdir: pathlib.Path, start_step: int = 0):
+        self._path = workdir / "metrics.jsonl"
+        kept = [record for record in read(workdir) if record["step"] <= start_step]
+        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self._path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds one record and flushes it to disk."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._board.close()
+
+
+def read(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """The records of a run so far; a half-written last line is left out."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
