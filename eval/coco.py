@@ -1,0 +1,303 @@
+"""Average precision of keypoints as COCO defines it, by pycocotools.
+
+    metrics = evaluate("person_keypoints_val2017.json", predictions, keypoint_set="coco")
+
+takes what a model predicted, one detection a box, scores and suppresses as MMPose 1.3.2 does, and returns COCO's
+ten numbers. `evaluate_results` and `python -m eval.coco` take a COCO results file, whose scores are final.
+
+The numbers are pycocotools' own. MMPose uses xtcocotools, which gives the same ones but ignores a detection none
+of whose keypoint scores is above 0; here it counts like any other. As there, labelled keypoints are counted,
+whatever an annotation's `num_keypoints` says. A number that nothing was measured for (no person of that size) is -1.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import Float, Int
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from data_pipelines.errors import InputError
+from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet
+from data_pipelines.keypoints import keypoint_set as find_keypoint_set
+from eval.nms import instance_scores, suppress
+from eval.records import PERSON, Annotations, Detections, Path, Predictions
+
+METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+
+Prediction = Mapping[str, Any]
+
+
+def evaluate(
+    annotations: Path | Mapping[str, Any],
+    predictions: Sequence[Prediction],
+    *,
+    keypoint_set: KeypointSet | str,
+    nms: str = "oks_nms",
+    nms_threshold: float = 0.9,
+    score_mode: str = "bbox_keypoint",
+    keypoint_threshold: float = 0.2,
+    use_area: bool = True,
+) -> dict[str, Any]:
+    """Scores the predictions, suppresses duplicates and measures what stays against the annotations.
+
+    Args:
+      annotations: a COCO file or its content. All its images count, also those without a prediction.
+      predictions: one a box: `id` (unique), `image_id`, `category_id` (person if absent), `keypoints` [K, 2] and
+        `bbox` (xyxy or None) in image pixels, `keypoint_scores` [K], `box_score`, and `area`, the square pixels of
+        the padded box with the crop's aspect ratio, which the suppression uses.
+      keypoint_set: what the K keypoints of annotations and predictions are, and their sigmas.
+      nms: `eval.nms.suppress` has the modes.
+      nms_threshold: an OKS, above 0.
+      score_mode: `eval.nms.instance_scores` has the modes.
+      keypoint_threshold: the score above which a keypoint counts in the instance score.
+      use_area: whether a person's size is the annotation's `area` or, for data without one (AI Challenger),
+        0.53 x its box.
+
+    Returns:
+      The ten numbers by their names in `METRICS`; `kept`: ids of the predictions that stay, grouped by image in the
+      order in which the images first appear; and `scores`: their final scores. Neither argument is changed.
+
+    Raises:
+      InputError: names the file, the record and what is wrong with it.
+    """
+    joints = find_keypoint_set(keypoint_set)
+    table = Predictions.read(predictions, joints)
+    kept, scores = _select(table, joints, nms, nms_threshold, score_mode, keypoint_threshold)
+    detections = table.detections(kept, scores)
+    truth = Annotations.read(annotations, joints, use_area, detections)
+    return {**_measure(truth, detections, joints), "kept": table.ids[kept].tolist(), "scores": scores.tolist()}
+
+
+def select(
+    predictions: Sequence[Prediction],
+    *,
+    keypoint_set: KeypointSet | str,
+    nms: str = "oks_nms",
+    nms_threshold: float = 0.9,
+    score_mode: str = "bbox_keypoint",
+    keypoint_threshold: float = 0.2,
+) -> list[tuple[Prediction, float]]:
+    """Returns the predictions that `evaluate` keeps with the same arguments, in its order, and their final scores."""
+    joints = find_keypoint_set(keypoint_set)
+    table = Predictions.read(predictions, joints)
+    kept, scores = _select(table, joints, nms, nms_threshold, score_mode, keypoint_threshold)
+    return [(predictions[i], score) for i, score in zip(kept.tolist(), scores.tolist(), strict=True)]
+
+
+def evaluate_results(
+    annotations: Path | Mapping[str, Any],
+    results: Path | Sequence[Mapping[str, Any]],
+    *,
+    keypoint_set: KeypointSet | str = "coco",
+    use_area: bool = True,
+) -> dict[str, Any]:
+    """Measures COCO results: scores are final and nothing is suppressed.
+
+    Args:
+      annotations: as in `evaluate`.
+      results: a COCO results file or its content: `image_id`, `category_id`, `keypoints` (x, y and anything, K times),
+        `score`, and perhaps `bbox` (xywh), which then gives a detection's size; else the keypoints' extent does.
+      keypoint_set: as in `evaluate`.
+      use_area: as in `evaluate`.
+
+    Returns:
+      The ten numbers and the conditions: `images`, `people` (annotated, with a labelled keypoint, no crowds),
+      `instances` (results), `nms` ("none"), `keypoint_set` and `use_area`.
+
+    Raises:
+      InputError: names the file, the record and what is wrong with it.
+    """
+    joints = find_keypoint_set(keypoint_set)
+    detections = Detections.read(results, joints)
+    truth = Annotations.read(annotations, joints, use_area, detections)
+    return {
+        **_measure(truth, detections, joints),
+        "images": len(truth.image_ids),
+        "people": sum(not person["iscrowd"] and person["num_keypoints"] > 0 for person in truth.people),
+        "instances": len(detections),
+        "nms": "none",
+        "keypoint_set": joints.name,
+        "use_area": use_area,
+    }
+
+
+def to_coco_results(kept: Sequence[tuple[Prediction, float]]) -> list[dict[str, Any]]:
+    """Turns what `select` returns into COCO results: plain Python numbers, `bbox` xywh where the box is known."""
+    results = []
+    for prediction, score in kept:
+        keypoints = np.column_stack([prediction["keypoints"], prediction["keypoint_scores"]])
+        result = {
+            "image_id": int(prediction["image_id"]),
+            "category_id": int(prediction.get("category_id", PERSON)),
+            "keypoints": keypoints.astype(float).ravel().tolist(),
+            "score": float(score),
+        }
+        if prediction.get("bbox") is not None:
+            left, top, right, bottom = map(float, prediction["bbox"])
+            result["bbox"] = [left, top, right - left, bottom - top]
+        results.append(result)
+    return results
+
+
+def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Writes COCO results to a file, whole or not at all. Raises InputError when the place cannot be written to."""
+    _write_json(path, results)
+
+
+def format_table(metrics: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
+    """Returns the ten numbers as an aligned table of text, with the conditions they were measured under below it."""
+    numbers = [f"{metrics[name]:.5f}" if metrics[name] >= 0 else "n/a" for name in METRICS]
+    rows = ["  ".join(f"{cell:>7}" for cell in row) for row in (METRICS, numbers)]
+    width = max(map(len, conditions), default=0)
+    return "\n".join(rows + [f"{name:<{width}}  {value}" for name, value in conditions.items()])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0, or 1 with one line on standard error."""
+    try:
+        arguments = _parse(argv)
+        metrics = evaluate_results(
+            arguments.annotations,
+            arguments.results,
+            keypoint_set=arguments.keypoints,
+            use_area=arguments.use_area,
+        )
+        conditions = {name: value for name, value in metrics.items() if name not in METRICS}
+        conditions |= {"annotations": arguments.annotations, "results": arguments.results}
+        if arguments.output:
+            _write_json(arguments.output, metrics | conditions)
+        print(format_table(metrics, conditions))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _select(
+    table: Predictions, joints: KeypointSet, nms: str, nms_threshold: float, score_mode: str, keypoint_threshold: float
+) -> tuple[Int[np.ndarray, "kept"], Float[np.ndarray, "kept"]]:
+    """Positions of the predictions that stay, and their scores.
+
+    They are grouped by image and category and sorted by id before the suppression, so that what stays does not
+    depend on the order in which hosts deliver.
+    """
+    if not nms_threshold > 0:
+        raise InputError(f"nms_threshold must be above 0, not {nms_threshold}")
+    scores = instance_scores(
+        table.box_scores, table.keypoint_scores, mode=score_mode, keypoint_threshold=keypoint_threshold
+    )
+    _, first, image = np.unique(table.image_ids, return_index=True, return_inverse=True)
+    keys = (table.ids, table.category_ids, first[image])
+    order = np.lexsort(keys)
+    edges = np.any([np.diff(key[order]) != 0 for key in keys[1:]], axis=0)
+    groups = np.split(order, np.flatnonzero(edges) + 1)
+    sigmas = np.array(joints.sigmas)
+    kept = np.concatenate(
+        [
+            group[
+                suppress(
+                    table.keypoints[group], scores[group], table.areas[group], sigmas, mode=nms, threshold=nms_threshold
+                )
+            ]
+            for group in groups
+        ]
+    )
+    return kept, scores[kept]
+
+
+def _measure(truth: Annotations, detections: Detections, joints: KeypointSet) -> dict[str, float]:
+    # pycocotools reports its progress and a table on standard output.
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _Evaluation(
+            _index(truth, truth.people), _index(truth, detections.to_pycocotools()), iouType="keypoints"
+        )
+        evaluation.params.kpt_oks_sigmas = np.array(joints.sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+
+
+def _index(truth: Annotations, records: list[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i} for i in truth.image_ids],
+        "categories": [{"id": i} for i in truth.category_ids],
+        "annotations": records,
+    }
+    coco.createIndex()
+    return coco
+
+
+class _Evaluation(COCOeval):
+    """pycocotools' evaluation with its OKS, to the bit, computed for all of an image's detections at once."""
+
+    def computeOks(self, imgId: int, catId: int) -> np.ndarray | list[Any]:
+        """Returns OKS [detections, people], the best score first, or [] where either is missing."""
+        people, found = self._gts[imgId, catId], self._dts[imgId, catId]
+        if not people or not found:
+            return []
+        order = np.argsort([-detection["score"] for detection in found], kind="stable")[: self.params.maxDets[-1]]
+        x, y, _ = np.moveaxis(np.stack([found[i]["keypoints"].reshape(-1, 3) for i in order]), -1, 0)
+        variances = (self.params.kpt_oks_sigmas * 2) ** 2
+        oks = np.empty((len(order), len(people)))
+        for column, person in enumerate(people):
+            true_x, true_y, visible = person["keypoints"].reshape(-1, 3).T
+            labelled = visible > 0
+            if labelled.any():
+                dx, dy = x - true_x, y - true_y
+            else:
+                # A person without keypoints: how far a keypoint lies outside a box of three times the size.
+                left, top, width, height = person["bbox"]
+                dx = np.maximum(left - width - x, 0) + np.maximum(x - (left + 2 * width), 0)
+                dy = np.maximum(top - height - y, 0) + np.maximum(y - (top + 2 * height), 0)
+                labelled[:] = True
+            exponents = (dx**2 + dy**2) / variances / (person["area"] + np.spacing(1)) / 2
+            similar = np.exp(-np.compress(labelled, exponents, axis=1))
+            oks[:, column] = similar.sum(axis=1) / similar.shape[1]
+        return oks
+
+
+def _write_json(path: Path, content: Any) -> None:
+    part = f"{os.fspath(path)}.{os.getpid()}.part"
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, allow_nan=False))
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{os.fspath(path)}: cannot write: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(part)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; --help shows the usage")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(prog="python -m eval.coco", description="Measures the AP of a COCO keypoint results file.")
+    parser.add_argument("--annotations", required=True, metavar="GT.json", help="COCO annotations with keypoints")
+    parser.add_argument("--results", required=True, metavar="KEYPOINTS.json", help="scored detections, COCO results")
+    parser.add_argument("--output", metavar="METRICS.json", help="where to write the numbers and their conditions")
+    parser.add_argument("--keypoints", default="coco", choices=KEYPOINT_SETS, help="keypoint set (default: coco)")
+    parser.add_argument(
+        "--use_area",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a person's size is its area; if not, 0.53 x its box (AI Challenger has no areas)",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
