@@ -39,7 +39,9 @@ COCO_VAL = {
 }
 
 
-def recipe(arg: str | None = None, *, keypoints: str, train: dict[str, dict[str, str]], evaluate: dict[str, str]) -> ConfigDict:
+def recipe(
+    arg: str | None = None, *, keypoints: str, train: dict[str, dict[str, str]], evaluate: dict[str, str]
+) -> ConfigDict:
     """The training recipe of MMPose 1.3.2's HRNet configs.
 
     Args:

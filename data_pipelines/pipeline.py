@@ -37,9 +37,7 @@ def create_train_dataset(
     return TrainData.load(config, seed).batches(batch_size, start_step=start_step, host=host, hosts=hosts)
 
 
-def create_eval_dataset(
-    config: Mapping[str, Any], *, batch_size: int, host: int = 0, hosts: int = 1
-) -> EvalData:
+def create_eval_dataset(config: Mapping[str, Any], *, batch_size: int, host: int = 0, hosts: int = 1) -> EvalData:
     """Returns the evaluation batches of one host; see `EvalData`."""
     return EvalData.load(config, batch_size, host, hosts)
 

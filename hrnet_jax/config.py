@@ -22,7 +22,14 @@ from hrnet_jax.models import VARIANTS
 
 # What a resumed run may change; all other keys say which experiment it is.
 FREE_KEYS = (
-    *("data.root", "data.loader", "data.max_unreadable", "data.train.*.annotations", "data.train.*.images", "data.eval"),
+    *(
+        "data.root",
+        "data.loader",
+        "data.max_unreadable",
+        "data.train.*.annotations",
+        "data.train.*.images",
+        "data.eval",
+    ),
     *("eval", "checkpoint", "log_every", "epochs", "init"),
 )
 
@@ -105,7 +112,9 @@ def check_devices(config: ConfigDict, devices: int) -> None:
             raise InputError(f"config.{key}={size} does not divide by the {devices} devices")
     group = config.model.group_size
     if group and config.batch_size > group and config.batch_size % group:
-        raise InputError(f"config.batch_size={config.batch_size} does not divide into groups of model.group_size={group}")
+        raise InputError(
+            f"config.batch_size={config.batch_size} does not divide into groups of model.group_size={group}"
+        )
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:

@@ -75,7 +75,9 @@ def contact_sheet(
     for image_id in ids:
         image = cv2.cvtColor(read_image(instances.path(row_of[image_id])), cv2.COLOR_BGR2RGB)
         zoom = _TILE / max(image.shape[:2])
-        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
+        image = cv2.resize(
+            image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+        )
         best = max(prediction["box_score"] for prediction in by_image[image_id])
         for prediction in by_image[image_id]:
             if prediction["box_score"] >= 0.5 * best:

@@ -187,7 +187,9 @@ def evaluate(trained: checkpoint.Trained, output: str | pathlib.Path) -> dict[st
     return metrics
 
 
-def write(output: pathlib.Path, metrics: dict[str, Any], predictions: list[dict[str, Any]], evaluator: Evaluator) -> None:
+def write(
+    output: pathlib.Path, metrics: dict[str, Any], predictions: list[dict[str, Any]], evaluator: Evaluator
+) -> None:
     """Writes an evaluation's files into a folder."""
     output.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(output / "metrics.json", metrics)

@@ -76,7 +76,7 @@ class Codec(abc.ABC):
     def flip_back(
         self,
         heatmaps: Float[Array, "batch height width channels"],
-        flip_indices: Int[Array | np.ndarray, " keypoints"],
+        flip_indices: Int[np.ndarray, " keypoints"],
         shift: bool,
     ) -> Float[Array, "batch height width channels"]:
         """Brings the heatmaps of mirrored images back into the frame of the images themselves.
@@ -88,14 +88,14 @@ class Codec(abc.ABC):
             affine cell c stands on pixel 4 c, whose mirror image W - 1 - 4 c lies 3/4 of a cell to the right of
             cell w - 1 - c: one cell is the nearest whole step.
         """
-        batch, height, width, channels = heatmaps.shape
-        maps = heatmaps.reshape(batch, height, width, channels // self.maps_per_keypoint, self.maps_per_keypoint)
-        maps = jnp.take(maps[:, :, ::-1], jnp.asarray(flip_indices), axis=3)
-        if self.maps_per_keypoint == 3:
-            maps = maps * jnp.array([1, -1, 1], maps.dtype)  # label, x offset, y offset
+        maps = self.maps_per_keypoint
+        order = (np.asarray(flip_indices)[:, None] * maps + np.arange(maps)).reshape(-1)
+        flipped = heatmaps[:, :, ::-1, order]
+        if maps == 3:  # label, x offset, y offset
+            flipped = jnp.where(np.arange(len(order)) % 3 == 1, -flipped, flipped)
         if shift:
-            maps = jnp.concatenate([maps[:, :, :1], maps[:, :, :-1]], axis=2)
-        return maps.reshape(heatmaps.shape)
+            flipped = jnp.concatenate([flipped[:, :, :1], flipped[:, :, :-1]], axis=2)
+        return flipped
 
     def loss(
         self,

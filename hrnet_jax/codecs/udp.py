@@ -117,13 +117,14 @@ class UdpCombined(_UdpGeometry):
     ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch keypoints"]]:
         """See `Codec.encode`."""
         height, width = self.heatmap_size
-        centre = self._to_cells(keypoints)[:, None, None]
+        # Every channel is computed in place, for an axis of length 3 would be laid out wastefully on an accelerator.
+        centre = jnp.repeat(self._to_cells(keypoints), 3, axis=1)[:, None, None]
         x = (centre[..., 0] - jnp.arange(width, dtype=jnp.float32)[:, None]) / self.radius
         y = (centre[..., 1] - jnp.arange(height, dtype=jnp.float32)[:, None, None]) / self.radius
-        disc = jnp.where(x * x + y * y <= 1, 1.0, 0.0)
-        maps = jnp.stack(jnp.broadcast_arrays(disc, x, y), axis=-1)
-        maps = jnp.where((visible >= 0.5)[:, None, None, :, None], maps, 0)
-        return maps.reshape(*maps.shape[:3], -1), visible
+        kind = np.arange(centre.shape[3]) % 3
+        maps = jnp.where(kind == 0, x * x + y * y <= 1, jnp.where(kind == 1, x, y))
+        maps = jnp.where(jnp.repeat(visible >= 0.5, 3, axis=1)[:, None, None], maps, 0)
+        return maps, visible
 
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]
@@ -143,12 +144,10 @@ class UdpCombined(_UdpGeometry):
         weights: Float[Array, "batch keypoints"],
     ) -> Float[Array, " batch"]:
         """MMPose's CombinedTargetMSELoss: the offsets count by the label, and weights multiply both sides."""
-        by_map = (*prediction.shape[:3], -1, 3)
-        label, *offsets = jnp.moveaxis(prediction.reshape(by_map), -1, 0)
-        target_label, *target_offsets = jnp.moveaxis(targets.reshape(by_map), -1, 0)
-        error = jnp.square(label - target_label)
-        for offset, target_offset in zip(offsets, target_offsets, strict=True):
-            error += jnp.square(target_label * (offset - target_offset))
+        label = targets[..., ::3]
+        error = jnp.square(prediction[..., ::3] - label)
+        for axis in (1, 2):
+            error += jnp.square(label * (prediction[..., axis::3] - targets[..., axis::3]))
         return 0.5 * jnp.mean(jnp.square(weights) * jnp.mean(error, axis=(1, 2)), axis=-1)
 
 

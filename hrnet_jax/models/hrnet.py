@@ -93,9 +93,7 @@ class Backbone(nnx.Module):
         stem, width = variant.stem, variant.width
         self.conv1, self.bn1 = nn.conv(3, stem, stride=2), nn.norm(stem)
         self.conv2, self.bn2 = nn.conv(stem, stem, stride=2), nn.norm(stem)
-        self.layer1 = nnx.List(
-            Bottleneck(stem if i == 0 else 4 * stem, stem, nn) for i in range(variant.bottlenecks)
-        )
+        self.layer1 = nnx.List(Bottleneck(stem if i == 0 else 4 * stem, stem, nn) for i in range(variant.bottlenecks))
         widths = [width * 2**b for b in range(4)]
         self.transition1 = nnx.List([ConvBN(4 * stem, widths[0], nn), nnx.List([ConvBN(4 * stem, widths[1], nn, 2)])])
         self.stage2 = stage(variant.modules[0], widths[:2], variant.blocks, nn)
@@ -126,7 +124,9 @@ class Backbone(nnx.Module):
 def stage(modules: int, widths: list[int], blocks: int, nn: Layers, outputs: int | None = None) -> nnx.List:
     """Exchange modules in a row; the last puts out only the first `outputs` branches (None: all)."""
     last = len(widths) if outputs is None else outputs
-    return nnx.List(ExchangeModule(widths, blocks, nn, len(widths) if i < modules - 1 else last) for i in range(modules))
+    return nnx.List(
+        ExchangeModule(widths, blocks, nn, len(widths) if i < modules - 1 else last) for i in range(modules)
+    )
 
 
 class ExchangeModule(nnx.Module):
@@ -191,7 +191,14 @@ class ConvBN(nnx.Module):
     """Convolution and BatchNorm, then ReLU and nearest upsampling where asked for."""
 
     def __init__(
-        self, features: int, out: int, nn: Layers, stride: int = 1, kernel: int = 3, relu: bool = True, upsample: int = 1
+        self,
+        features: int,
+        out: int,
+        nn: Layers,
+        stride: int = 1,
+        kernel: int = 3,
+        relu: bool = True,
+        upsample: int = 1,
     ):
         self.conv, self.bn = nn.conv(features, out, kernel, stride), nn.norm(out)
         self.relu, self.upsample = relu, upsample
