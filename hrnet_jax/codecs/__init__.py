@@ -36,8 +36,7 @@ def create_codec(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Codec
     Args:
       config: has `name`, one of `CODECS`; `input_size`, the crop's (height, width) in pixels; and any of the codec's
         own settings: `sigma` in heatmap cells (msra, dark, udp), `blur_kernel` in cells (dark, udp), `radius_factor`,
-        the disc's radius over the heatmap's height (udp_combined). A setting that is absent or None takes the codec's
-        default.
+        the disc's radius over the heatmap's longer side (udp_combined). Absent or None means the codec's default.
 
     Raises:
       InputError: for an unknown name, a setting that the codec does not have, or a value that it cannot take.

@@ -100,7 +100,7 @@ class UdpCombined(_UdpGeometry):
     map plus the offsets found there. A keypoint never loses its weight for lying outside the map.
 
     Attributes:
-      radius_factor: the disc's radius as a fraction of the heatmap's height.
+      radius_factor: the disc's radius as a fraction of the heatmap's longer side.
     """
 
     radius_factor: float = 0.0546875
@@ -110,7 +110,7 @@ class UdpCombined(_UdpGeometry):
     @property
     def radius(self) -> float:
         """The disc's radius in cells."""
-        return self.radius_factor * self.heatmap_size[0]
+        return self.radius_factor * max(self.heatmap_size)
 
     def encode(
         self, keypoints: Float[Array, "batch keypoints 2"], visible: Float[Array, "batch keypoints"]

@@ -1,0 +1,121 @@
+"""Converted folders: a model without its training.
+
+    FOLDER/config.json          the config it was trained with
+    FOLDER/model.safetensors    one float32 array a name (`hrnet_jax.models.state`), kernels [height, width, in, out]
+
+The int64 scalars `*.num_batches_tracked` of PyTorch's BatchNorm, which nothing here reads, are kept so that the way
+back is exact. A folder without `head.*` holds a backbone alone: it can initialise training (`config.init`).
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from data_pipelines.errors import InputError
+from hrnet_jax import config as config_lib
+
+FORMAT_VERSION = 1
+MODEL = "model.safetensors"
+
+Arrays = dict[str, np.ndarray]
+
+
+class Folder(NamedTuple):
+    """A folder's content; `extra` are the arrays that are neither parameters nor batch statistics."""
+
+    config: ConfigDict
+    params: Arrays
+    stats: Arrays
+    extra: Arrays
+
+    @property
+    def has_head(self) -> bool:
+        """Whether this is a whole model, not only a backbone."""
+        return any(name.startswith("head.") for name in self.params)
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether a path is a converted folder."""
+    return (pathlib.Path(path) / MODEL).is_file()
+
+
+def save_folder(path: str | os.PathLike, config: ConfigDict, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a folder under a temporary name and then renames it, so that it is whole when it is there.
+
+    Args:
+      path: a folder that does not exist yet or is empty.
+      config: what the model was trained with.
+      arrays: parameters and statistics (float32), and `num_batches_tracked`, by canonical name.
+
+    Raises:
+      InputError: when the folder has content already, or cannot be written.
+    """
+    path = pathlib.Path(path)
+    check_free(path)
+    metadata = {"format_version": str(FORMAT_VERSION), "format": "hrnet_jax"}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            partial.chmod(0o755)  # mkdtemp's is for the owner alone
+            (partial / "config.json").write_text(config_lib.to_json(config) + "\n")
+            # ascontiguousarray would turn scalars into vectors.
+            save_file({name: np.array(a, order="C") for name, a in arrays.items()}, partial / MODEL, metadata)
+            partial.replace(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def check_free(path: pathlib.Path) -> None:
+    """Raises InputError when a path is no place for a new folder."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; --output takes a folder")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"{path}: is not empty; remove it or take another --output")
+
+
+def load_folder(path: str | os.PathLike) -> Folder:
+    """Reads a folder. Raises InputError when it is missing, damaged, of another version or no converted folder."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder")
+    if not is_folder(path):
+        raise InputError(f"{path}: holds no {MODEL}; hrnet_jax.convert makes such a folder from PyTorch weights")
+    try:
+        with safe_open(path / MODEL, framework="np") as file:
+            version = (file.metadata() or {}).get("format_version")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        line = str(error).splitlines()[0][:200]
+        raise InputError(f"{path / MODEL}: damaged or truncated ({line})") from None
+    if version != str(FORMAT_VERSION):
+        raise InputError(f"{path / MODEL}: format_version {version}, this is {FORMAT_VERSION}; hrnet_jax.convert reads it")
+    config = config_lib.from_json(path / "config.json")
+    extra = {name: array for name, array in arrays.items() if name.endswith(".num_batches_tracked")}
+    stats = {name: array for name, array in arrays.items() if name.endswith((".running_mean", ".running_var"))}
+    params = {name: array for name, array in arrays.items() if name not in extra and name not in stats}
+    return Folder(config, params, stats, extra)
+
+
+def mismatches(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
+    """Lists all in which arrays by name differ from the arrays that a model has: missing, unknown, other shape."""
+    problems = [f"missing {name}" for name in shapes if name not in arrays]
+    problems += [f"unknown {name}" for name in arrays if name not in shapes]
+    problems += [
+        f"{name} has shape {tuple(array.shape)}, the model {tuple(shapes[name].shape)}"
+        for name, array in arrays.items()
+        if name in shapes and tuple(array.shape) != tuple(shapes[name].shape)
+    ]
+    return problems
