@@ -24,7 +24,8 @@ from data_pipelines.images import read_image
 from data_pipelines.keypoints import KeypointMapping, keypoint_set
 from data_pipelines.transforms import Augmentation, View
 
-Batch = dict[str, np.ndarray]
+# Arrays by name; of one sample also NumPy scalars.
+Batch = dict[str, Any]
 
 # How often an unreadable sample is drawn again before the stream gives up.
 _ATTEMPTS = 100
@@ -264,7 +265,7 @@ class EvalData:
         }
 
 
-def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> Iterator[Batch]:
+def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> grain.DatasetIterator:
     """Computes a dataset's elements ahead of use: by threads in this process, or also by worker processes.
 
     With workers, the program's main module must keep everything behind `if __name__ == "__main__"`, since processes

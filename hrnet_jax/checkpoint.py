@@ -15,11 +15,13 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
 from hrnet_jax import config as config_lib
+from hrnet_jax.folder import is_folder, load_folder, mismatches
 from hrnet_jax.models import abstract_model, state_dict
 
 FORMAT_VERSION = 1
@@ -86,12 +88,14 @@ class Trained(NamedTuple):
 
 
 def load(path: str | pathlib.Path) -> Trained:
-    """Loads the best checkpoint of a work directory (the newest when nothing was evaluated yet).
+    """Loads the best checkpoint of a work directory (the newest when nothing was evaluated yet), or a converted folder.
 
-    Raises InputError when the folder is missing, or holds no config or no checkpoint.
+    Raises InputError when the folder is missing, or holds no config, no checkpoint or only a backbone.
     """
     path, config = pathlib.Path(path), stored_config(path)
     params, stats = state_dict(abstract_model(config.model))
+    if is_folder(path):
+        return _load_folder(path, {**params, **stats})
     abstract = jax.tree.map(_on_one_device, {"params": params, "stats": stats})
     for name in ("best", "checkpoints"):
         if not (path / name).is_dir():
@@ -118,6 +122,16 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)
+
+
+def _load_folder(path: pathlib.Path, shapes: dict[str, Any]) -> Trained:
+    stored = load_folder(path)
+    if not stored.has_head:
+        raise InputError(f"{path}: holds a backbone without a head; it can initialise training (config.init) only")
+    if problems := mismatches({**stored.params, **stored.stats}, shapes):
+        raise InputError(f"{path}: its arrays do not fit its config in {len(problems)} entries: {'; '.join(problems)}")
+    params, stats = jax.tree.map(jnp.asarray, (stored.params, stored.stats))
+    return Trained(stored.config, params, stats, str(path))
 
 
 def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -69,8 +69,10 @@ def parse(
     """
     own = flags.FlagValues()
     for name, (default, text) in options.items():
-        define = flags.DEFINE_boolean if isinstance(default, bool) else flags.DEFINE_string
-        define(name, default, text, flag_values=own)
+        if isinstance(default, bool):
+            flags.DEFINE_boolean(name, default, text, flag_values=own)
+        else:
+            flags.DEFINE_string(name, default, text, flag_values=own)
     flags.DEFINE_boolean("help", False, "show this", flag_values=own)
     rest = own(argv, known_only=True)[1:]
     if own.help:

@@ -40,7 +40,7 @@ def skeleton(
       keypoint_set: gives lines and colours: left, right and middle.
       thickness: of the lines, in pixels.
     """
-    points = [tuple(int(round(float(v))) for v in np.clip(point, -1e4, 1e4)) for point in keypoints]
+    points = [tuple(round(float(v)) for v in np.clip(point, -1e4, 1e4)) for point in keypoints]
     for a, b in keypoint_set.skeleton_indices:
         if shown[a] and shown[b]:
             colour = keypoint_set.colours[a if keypoint_set.colours[a] == keypoint_set.colours[b] else b]

@@ -101,7 +101,9 @@ def load_folder(path: str | os.PathLike) -> Folder:
         line = str(error).splitlines()[0][:200]
         raise InputError(f"{path / MODEL}: damaged or truncated ({line})") from None
     if version != str(FORMAT_VERSION):
-        raise InputError(f"{path / MODEL}: format_version {version}, this is {FORMAT_VERSION}; hrnet_jax.convert reads it")
+        raise InputError(
+            f"{path / MODEL}: format_version {version}, this is {FORMAT_VERSION}; hrnet_jax.convert reads it"
+        )
     config = config_lib.from_json(path / "config.json")
     extra = {name: array for name, array in arrays.items() if name.endswith(".num_batches_tracked")}
     stats = {name: array for name, array in arrays.items() if name.endswith((".running_mean", ".running_var"))}

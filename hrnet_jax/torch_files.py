@@ -30,7 +30,7 @@ Tensors = dict[str, np.ndarray]
 
 # The first pickle of a file in the format before PyTorch 1.6.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-MIN_TORCH = (2, 10)  # older versions have known holes in torch.load(weights_only=True), which readers of our files use
+MIN_TORCH = (2, 10)  # as the extra `torch` in setup.cfg, which says why
 
 _DTYPES = {
     "torch.DoubleStorage": np.dtype("<f8"),
@@ -68,6 +68,8 @@ def read(path: str | os.PathLike) -> Tensors:
         raise InputError(f"{path}: {error.strerror}") from None
     if path.suffix == ".safetensors":
         return read_safetensors(path)
+    if not start:
+        raise InputError(f"{path}: is empty")
     # A stray byte can break a pickle in any way; whatever it is, the file is to blame.
     try:
         if start.startswith(b"PK"):
@@ -81,8 +83,8 @@ def read(path: str | os.PathLike) -> Tensors:
     if start.startswith(b"\x80"):
         raise InputError(f"{path}: a pickle that torch.save did not write; it is not loaded, since that runs its code")
     raise InputError(
-        f"{path}: of unknown format; a .safetensors file or one that torch.save wrote is needed (older ones than "
-        "PyTorch 0.1.10's must be saved again)"
+        f"{path}: of unknown format; a .safetensors file or one that torch.save wrote is needed (a tar archive of "
+        "PyTorch 0.1 must be saved again)"
     )
 
 
@@ -120,14 +122,14 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], nested: bo
     """
     check_writable(path)
     path = pathlib.Path(path)
-    tensors = {name: np.ascontiguousarray(array) if array.ndim else array for name, array in tensors.items()}
+    tensors = {name: np.array(array, order="C") for name, array in tensors.items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if path.suffix == ".safetensors":
             save_file(tensors, partial, metadata={"format": "pt"})
         else:
             torch = _torch(path)
-            state = {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+            state = {name: torch.from_numpy(array) for name, array in tensors.items()}
             torch.save({"meta": {}, "state_dict": state} if nested else state, partial)
         partial.replace(path)
     except OSError as error:
@@ -140,11 +142,14 @@ def _torch(path: pathlib.Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise InputError(f"{path}: writing it takes PyTorch: pip install hrnet-jax[torch]; or take .safetensors") from None
+        raise InputError(
+            f"{path}: writing it takes PyTorch: pip install hrnet-jax[torch]; or take .safetensors"
+        ) from None
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < MIN_TORCH:
         raise InputError(
-            f"{path}: PyTorch {torch.__version__} is installed, 2.10 or newer is needed: pip install -U hrnet-jax[torch]"
+            f"{path}: PyTorch {torch.__version__} is installed, writing takes 2.10 or newer: "
+            "pip install -U hrnet-jax[torch]"
         )
     return torch
 
@@ -158,12 +163,12 @@ class Symbol:
     name = ""
     args: tuple[Any, ...] = ()
 
-    def __new__(cls, *args: Any, **unused: Any) -> Symbol:
+    def __new__(cls, *args: Any, **unused: Any) -> Symbol:  # noqa: D102
         symbol = object.__new__(cls)
         symbol.args = args
         return symbol
 
-    def __call__(self, *unused: Any) -> Symbol:
+    def __call__(self, *unused: Any) -> Symbol:  # noqa: D102
         return self
 
     def __setstate__(self, state: Any) -> None: ...
@@ -191,15 +196,17 @@ class Storage(NamedTuple):
 
     kind: str
     key: str
-    count: int
+    size: int
 
 
 class _Unpickler(pickle.Unpickler):
     """Turns globals into symbols; nothing from outside of this module can be reached."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, path: pathlib.Path, file: BinaryIO):
         super().__init__(file, encoding="utf-8", errors="replace")
+        self._path = path
         self._symbols: dict[str, type] = {}
+        self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
@@ -212,8 +219,9 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         _, kind, key, _, count, *view = pid
         if any(view):
-            raise InputError("holds views of storages, as PyTorch 0.1 wrote; save it again with a newer PyTorch")
-        return Storage(kind.name, str(key), int(count))
+            raise InputError(f"{self._path}: holds views of storages; save it again with a newer PyTorch")
+        self.storages[str(key)] = storage = Storage(kind.name, str(key), int(count))
+        return storage
 
 
 def _read_zip(path: pathlib.Path) -> Tensors:
@@ -224,7 +232,7 @@ def _read_zip(path: pathlib.Path) -> Tensors:
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in file.namelist() and file.read(f"{folder}byteorder") != b"little":
             raise InputError(f"{path}: written on a big-endian machine; save it again on another")
-        content = _Unpickler(io.BytesIO(file.read(pickles[0]))).load()
+        content = _Unpickler(path, io.BytesIO(file.read(pickles[0]))).load()
         return _rebuild(path, content, lambda storage: file.read(f"{folder}data/{storage.key}"))
 
 
@@ -232,22 +240,15 @@ def _read_legacy(path: pathlib.Path) -> Tensors:
     """Magic number, protocol, system, content and keys as pickles, then every storage: its count and its numbers."""
     with open(path, "rb") as file:
         for _ in range(3):
-            _Unpickler(file).load()
-        unpickler = _Unpickler(file)
-        storages: dict[str, Storage] = {}
-
-        def remember(pid: Any) -> Storage:
-            storage = _Unpickler.persistent_load(unpickler, pid)
-            return storages.setdefault(storage.key, storage)
-
-        unpickler.persistent_load = remember  # type: ignore[method-assign]
+            _Unpickler(path, file).load()
+        unpickler = _Unpickler(path, file)
         content = unpickler.load()
         raw: dict[str, bytes] = {}
-        for key in _Unpickler(file).load():
+        for key in _Unpickler(path, file).load():
             (count,) = struct.unpack("<q", file.read(8))
-            storage = storages[key]
-            if count != storage.count:
-                raise ValueError(f"storage {key} has {count} numbers, not {storage.count}")
+            storage = unpickler.storages[key]
+            if count != storage.size:
+                raise ValueError(f"storage {key} has {count} numbers, not {storage.size}")
             raw[key] = file.read(count * _dtype(path, storage).itemsize)
     return _rebuild(path, content, lambda storage: raw[storage.key])
 
@@ -266,8 +267,8 @@ def _rebuild(path: pathlib.Path, content: Any, read_storage: Callable[[Storage],
     def storage_of(storage: Storage) -> np.ndarray:
         if storage not in arrays:
             dtype, data = _dtype(path, storage), read_storage(storage)
-            if len(data) != storage.count * dtype.itemsize:
-                raise ValueError(f"storage {storage.key} has {len(data)} bytes, not {storage.count * dtype.itemsize}")
+            if len(data) != storage.size * dtype.itemsize:
+                raise ValueError(f"storage {storage.key} has {len(data)} bytes, not {storage.size * dtype.itemsize}")
             arrays[storage] = np.frombuffer(data, dtype)
         return arrays[storage]
 

@@ -8,10 +8,11 @@ one exits at once. Every `--config.KEY=VALUE` overrides a key of the config file
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +25,11 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import Batch, TrainData, iterate
 from eval import coco
-from hrnet_jax import checkpoint, cli, draw, metrics
+from hrnet_jax import cli, draw, metrics
 from hrnet_jax import config as config_lib
 from hrnet_jax.checkpoint import Checkpoints
 from hrnet_jax.codecs import Codec, create_codec
+from hrnet_jax.convert import initial_backbone
 from hrnet_jax.evaluate import Evaluator, normalise, write
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, create_model, state_dict
@@ -94,6 +96,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         state = from_items(items)
         progress = meta["progress"]
         logger.info("continuing at step %d of %d", meta["step"], total_steps)
+    elif config.init:
+        params, stats = initial_backbone(config.init, params, stats)
+        state = jax.device_put(state._replace(params=params, stats=stats), replicated(mesh))
+        logger.info("the backbone starts from %s", config.init)
     start_step = int(state.step)
 
     writer = metrics.MetricWriter(workdir, start_step)
@@ -103,10 +109,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         threads=config.data.loader.threads,
         workers=config.data.loader.workers,
     )
-    log = StepLog(config, sources, start_step, total_steps, steps_per_epoch, data)
+    log = StepLog(config, sources, start_step, total_steps, steps_per_epoch)
 
-    def save(step: int) -> None:
-        checkpoints.save(step, to_items(state), {"progress": progress, "config": config_lib.to_json(config)})
+    def save(step: int, to: Checkpoints = checkpoints) -> None:
+        to.save(step, to_items(state), {"progress": dict(progress), "config": config_lib.to_json(config)})
 
     def evaluate(step: int) -> None:
         result = evaluator(state.params, state.stats, lambda: stop.requested)
@@ -120,7 +126,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         draw.curves(workdir / "curves.png", workdir)
         if numbers["AP"] > progress["best_AP"]:
             progress["best_AP"] = numbers["AP"]
-            best.save(step, to_items(state), {"progress": progress, "config": config_lib.to_json(config)})
+            save(step, to=best)
 
     def end_of_epoch(step: int) -> None:
         epoch = step // steps_per_epoch
@@ -146,7 +152,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 if step % config.log_every == 0 or step == total_steps:
                     writer.write(step, log.flush(float(schedule(step - 1))))
                 if step % steps_per_epoch == 0:
-                    end_of_epoch(step)
+                    with log.paused():
+                        end_of_epoch(step)
             step = int(state.step)
             if stop.requested:
                 save(step)
@@ -155,8 +162,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         writer.close()
         checkpoints.close()
         best.close()
-        if hasattr(batches, "close"):
-            batches.close()
+        batches.close()
     draw.curves(workdir / "curves.png", workdir)
     return cli.read_metrics(workdir / "metrics.json")
 
@@ -211,41 +217,49 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable[[Any], A
 class StepLog:
     """Collects what steps measured and tells how the run goes; the device is read only when it is told."""
 
-    def __init__(
-        self, config: ConfigDict, sources: list[str], start_step: int, total_steps: int, epoch: int, data: TrainData
-    ):
-        self._config, self._sources, self._data = config, sources, data
-        self._start, self._total, self._epoch = start_step, total_steps, epoch
-        self._step = start_step
+    def __init__(self, config: ConfigDict, sources: list[str], step: int, total_steps: int, steps_per_epoch: int):
+        self._config, self._sources = config, sources
+        self._step, self._total, self._epoch = step, total_steps, steps_per_epoch
         self._measured: list[dict[str, Array]] = []
-        self._waited = 0.0
+        self._compiled = False
         self._time = time.monotonic()
+        self._waited = 0.0
         self._samples = self._unreadable = 0
-        self._first_unreadable = ""
 
-    def waiting(self) -> _Stopwatch:
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
         """A context whose time counts as waiting for data."""
-        return _Stopwatch(self)
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
 
-    def waited(self, seconds: float) -> None:
-        """Adds to the time spent waiting for data."""
-        self._waited += seconds
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count."""
+        jax.block_until_ready(self._measured)
+        start = time.monotonic()
+        yield
+        self._time += time.monotonic() - start
 
     def add(self, step: int, measured: dict[str, Array], batch: Batch) -> None:
         """Takes a step's measurements. Raises InputError when too many samples could not be read."""
         self._step = step
         self._measured.append(measured)
-        if len(self._measured) > 2:  # do not run further ahead of the device than a prefetched batch
+        if not self._compiled:
+            jax.block_until_ready(measured)
+            logger.info("first step after %.0f s, compilation included", time.monotonic() - self._time)
+            self._compiled, self._waited, self._time = True, 0.0, time.monotonic()
+        elif len(self._measured) > 2:  # do not run further ahead of the device than a prefetched batch
             jax.block_until_ready(self._measured[-3]["loss"])
         self._samples += len(batch["valid"])
         if not batch["valid"].all():
             self._unreadable += int((~batch["valid"]).sum())
             share, limit = self._unreadable / self._samples, self._config.data.max_unreadable
-            # A share means something once a few hundred samples were seen, or an epoch is over.
-            if share > limit and (self._samples >= min(1000, len(self._data)) or share == 1):
+            # A share means something once a thousand samples, or an epoch of them, were seen.
+            if share > limit and self._samples >= min(1000, self._epoch * self._config.batch_size):
                 raise InputError(
                     f"{self._unreadable} of {self._samples} samples could not be read and were replaced, more than "
-                    f"config.data.max_unreadable={limit:g}; see the warnings above for the files"
+                    f"config.data.max_unreadable={limit:g}; the warnings above name the files"
                 )
 
     def flush(self, rate: float) -> dict[str, float]:
@@ -254,9 +268,10 @@ class StepLog:
         now = time.monotonic()
         seconds, steps = now - self._time, len(measured)
         sums, counts = (np.sum([m[key] for m in measured], axis=0) for key in ("loss_sum", "samples"))
+        by_source = {n: float(s / c) for n, s, c in zip(self._sources, sums, counts, strict=True) if c}
         scalars = {
             "loss": float(np.mean([m["loss"] for m in measured])),
-            **{f"loss/{n}": float(s / c) for n, s, c in zip(self._sources, sums, counts, strict=True) if c},
+            **{f"loss/{name}": loss for name, loss in by_source.items()},
             "learning_rate": rate,
             "gradient_norm": float(np.mean([m["gradient_norm"] for m in measured])),
             "steps_per_second": steps / seconds,
@@ -264,28 +279,16 @@ class StepLog:
             "data_wait": self._waited / seconds,
             "unreadable": self._unreadable,
         }
-        left = (self._total - self._step) * seconds / steps
-        parts = " ".join(f"{n} {scalars[f'loss/{n}']:.3e}" for n in self._sources if f"loss/{n}" in scalars)
         logger.info(
             "step %d/%d epoch %.1f loss %.3e (%s) lr %.1e | %.2f steps/s %.0f samples/s data wait %.0f%%%s | ETA %s",
-            *(self._step, self._total, self._step / self._epoch, scalars["loss"], parts, rate),
-            *(scalars["steps_per_second"], scalars["samples_per_second"], 100 * scalars["data_wait"]),
+            *(self._step, self._total, self._step / self._epoch, scalars["loss"]),
+            " ".join(f"{name} {loss:.3e}" for name, loss in by_source.items()),
+            *(rate, scalars["steps_per_second"], scalars["samples_per_second"], 100 * scalars["data_wait"]),
             f" unreadable {self._unreadable}" if self._unreadable else "",
-            _clock(left),
+            _clock((self._total - self._step) * seconds / steps),
         )
         self._measured, self._waited, self._time = [], 0.0, now
         return scalars
-
-
-class _Stopwatch:
-    def __init__(self, log: StepLog):
-        self._log = log
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *unused: Any) -> None:
-        self._log.waited(time.monotonic() - self._start)
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:

@@ -177,7 +177,7 @@ class Bottleneck(nnx.Module):
         self.conv1, self.bn1 = nn.conv(features, width, kernel=1), nn.norm(width)
         self.conv2, self.bn2 = nn.conv(width, width), nn.norm(width)
         self.conv3, self.bn3 = nn.conv(width, 4 * width, kernel=1), nn.norm(4 * width)
-        self.downsample = Identity()
+        self.downsample: nnx.Module = Identity()
         if features != 4 * width:
             self.downsample = ConvBN(features, 4 * width, nn, kernel=1, relu=False)
 

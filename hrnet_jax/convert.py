@@ -1,0 +1,275 @@
+"""PyTorch weights <-> a converted folder.
+
+    python -m hrnet_jax.convert --input hrnet_w32.pth --config configs/coco.py:w32 --output runs/hrnet_w32
+    python -m hrnet_jax.convert --input runs/hrnet_w32 --to mmpose --output hrnet_w32.pth
+
+The first reads MMPose's, the official HRNet's and timm's checkpoints, `.pth` or `.safetensors`; the config is the one
+they were trained with, since weights do not say their codec. ImageNet weights make a folder that only `config.init`
+takes. The second writes MMPose's or the official names from a converted folder or a work directory; `.pth` takes
+PyTorch (`pip install hrnet-jax[torch]`), `.safetensors` does not, and reading never does.
+
+Names here are MMPose's. The others differ in prefixes only:
+
+    MMPose                  official          timm
+    backbone.NAME           NAME              NAME
+    head.final_layer.NAME   final_layer.NAME  (none)
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import InputError
+from hrnet_jax import checkpoint, cli, torch_files
+from hrnet_jax import config as config_lib
+from hrnet_jax.folder import check_free, is_folder, load_folder, mismatches, save_folder
+from hrnet_jax.models import VARIANTS, abstract_model, fill, state_dict
+from hrnet_jax.models.state import Arrays
+
+STYLES = ("mmpose", "official")
+
+# What classification networks have on top of our backbone: their head, and the outputs of stage 4 that only it reads.
+_CLASSIFIER = re.compile(
+    r"backbone\.((incre_modules|downsamp_modules|classifier|final_layer)\.|stage4\.\d+\.fuse_layers\.[123]\.)"
+)
+_COUNTER = ".num_batches_tracked"
+# A tensor whose first axis is the width of the high-resolution branch.
+_WIDTH = "backbone.transition1.0.0.weight"
+
+logger = logging.getLogger(__name__)
+
+
+def from_torch(source: str | pathlib.Path, config: ConfigDict, output: str | pathlib.Path) -> None:
+    """Converts a PyTorch checkpoint into a folder.
+
+    Args:
+      source: `.pth` or `.safetensors` file with MMPose's, official or timm names.
+      config: the config that the weights were trained with.
+      output: the new folder; without `head.*` arrays when the file holds a backbone alone.
+
+    Raises:
+      InputError: the file cannot be read or is not of the config's architecture, or the folder exists.
+    """
+    config_lib.check(config)
+    check_free(pathlib.Path(output))
+    shapes = _torch_shapes(config.model)
+    tensors = torch_files.read(source)
+    _check_architecture(tensors, shapes, f"{source}", f"config.model.variant={config.model.variant!r}")
+    arrays = _canonical(tensors, shapes, f"{source}")
+    save_folder(output, config, {name: _ours(array) for name, array in arrays.items()})
+
+
+def to_torch(source: str | pathlib.Path, style: str, output: str | pathlib.Path) -> None:
+    """Writes a model as a PyTorch checkpoint.
+
+    Args:
+      source: a converted folder (also of a backbone alone), or a work directory.
+      style: "mmpose" or "official", whose names to use.
+      output: `.pth` or `.safetensors`.
+
+    Raises:
+      InputError: for an unknown style, a source that cannot be read or an output that cannot be written.
+    """
+    if style not in STYLES:
+        raise InputError(f"--to={style}: there are {', '.join(STYLES)}")
+    torch_files.check_writable(output)
+    if is_folder(source):
+        folder = load_folder(source)
+        arrays: dict[str, Any] = {**folder.params, **folder.stats, **folder.extra}
+    else:
+        trained = checkpoint.load(source)
+        # PyTorch's own files have the counters; without momentum=None nothing reads their values.
+        counters = {name.replace(".running_mean", _COUNTER): np.int64(0) for name in trained.stats if "mean" in name}
+        arrays = {**trained.params, **trained.stats, **counters}
+    tensors = {name: _theirs(np.asarray(array)) for name, array in arrays.items()}
+    if style == "official":
+        tensors = {re.sub(r"^(backbone|head)\.", "", name): tensor for name, tensor in tensors.items()}
+    torch_files.write(output, tensors, nested=style == "mmpose")
+
+
+def load_torch_state_dict(model: nnx.Module, tensors: Mapping[str, np.ndarray]) -> None:
+    """Sets a model's arrays from PyTorch's, in place.
+
+    Args:
+      model: from `create_model`.
+      tensors: arrays in PyTorch's layouts by MMPose's, official or timm names, also behind DataParallel's `module.`.
+        A classification network's file fills the backbone; the head stays as it is.
+
+    Raises:
+      InputError: one line that lists every entry that is missing, unknown or of another shape; nothing is set then.
+    """
+    params, stats = state_dict(model)
+    ours = {**params, **stats}
+    arrays = _canonical(tensors, {name: _torch_shape(array) for name, array in ours.items()}, "the state dict")
+    filled = {name: jnp.asarray(_ours(array)) for name, array in arrays.items() if not name.endswith(_COUNTER)}
+    fill(model, {**ours, **filled})
+
+
+def initial_backbone(path: str | pathlib.Path, params: Arrays, stats: Arrays) -> tuple[Arrays, Arrays]:
+    """Replaces the backbone of fresh parameters and statistics by a stored one (`config.init`).
+
+    Args:
+      path: a converted folder, of a whole model or a backbone alone, or a work directory.
+      params: parameters by canonical name; those of the head stay.
+      stats: batch statistics by canonical name.
+
+    Returns:
+      New dicts of parameters and statistics.
+
+    Raises:
+      InputError: there is no such folder, or its backbone has another architecture.
+    """
+    where = f"config.init={path}"
+    if pathlib.Path(path).is_file():
+        raise InputError(f"{where}: is a file; convert it first: python -m hrnet_jax.convert --input {path} --help")
+    if not pathlib.Path(path).is_dir():
+        raise InputError(f"{where}: no such folder; it should be a converted folder or a work directory")
+    stored = load_folder(path) if is_folder(path) else checkpoint.load(path)
+    backbone = _backbone({**stored.params, **stored.stats})
+    shapes = _backbone({**params, **stats})
+    kernel = shapes.get(_WIDTH)
+    if kernel is not None and _WIDTH in backbone and backbone[_WIDTH].shape != kernel.shape:
+        raise InputError(
+            f"{where}: holds {_variant(backbone[_WIDTH].shape[-1])}, config.model.variant is "
+            f"{_variant(kernel.shape[-1])}"
+        )
+    if problems := mismatches(backbone, shapes):
+        raise InputError(f"{where}: its backbone differs in {len(problems)} entries: {'; '.join(problems)}")
+    arrays = {name: jnp.asarray(array) for name, array in backbone.items()}
+    return {name: arrays.get(name, array) for name, array in params.items()}, {name: arrays[name] for name in stats}
+
+
+def _canonical(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
+    """Brings a state dict to canonical names and float32, in PyTorch's layouts, and checks it against a model's shapes.
+
+    The counters `num_batches_tracked` stay int64 and may be absent; so may the head, in files with bare names.
+    """
+    named = {_canonical_name(name): tensor for name, tensor in tensors.items()}
+    problems = ["names repeat"] if len(named) < len(tensors) else []
+    is_mmpose = any(name.removeprefix("module.").startswith("backbone.") for name in tensors)
+    if not is_mmpose and "head.final_layer.weight" not in named and "head.final_layer.bias" not in named:
+        named = {name: tensor for name, tensor in named.items() if name in shapes or not _CLASSIFIER.match(name)}
+        shapes = _backbone(shapes)
+        logger.info("%s: a backbone alone, without a head", source)
+
+    counters = {name: tensor for name, tensor in named.items() if _is_counter(name, shapes)}
+    weights = {name: tensor for name, tensor in named.items() if name not in counters}
+    problems += mismatches(weights, shapes)
+    problems += [f"{name} has shape {t.shape}, the model ()" for name, t in counters.items() if t.shape]
+    if problems:
+        hint = _architecture_hint(named, shapes)
+        raise InputError(
+            f"{source} and the model do not fit{f' ({hint})' if hint else ''} in {len(problems)} entries: "
+            f"{'; '.join(problems)}"
+        )
+    if kinds := sorted({str(tensor.dtype) for tensor in weights.values()} - {"float32"}):
+        logger.info("%s: %s converted to float32", source, ", ".join(kinds))
+    return {
+        **{name: np.asarray(tensor, np.float32) for name, tensor in weights.items()},
+        **{name: np.asarray(tensor, np.int64) for name, tensor in counters.items()},
+    }
+
+
+def _canonical_name(name: str) -> str:
+    name = name.removeprefix("module.")
+    if name.startswith("keypoint_head."):  # MMPose before 1.0
+        name = name.removeprefix("keypoint_")
+    if name.startswith(("backbone.", "head.")):
+        return name
+    return f"head.{name}" if name in ("final_layer.weight", "final_layer.bias") else f"backbone.{name}"
+
+
+def _is_counter(name: str, shapes: Mapping[str, Any]) -> bool:
+    return name.endswith(_COUNTER) and name.replace(_COUNTER, ".running_mean") in shapes
+
+
+def _backbone(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: array for name, array in arrays.items() if name.startswith("backbone.")}
+
+
+def _check_architecture(
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], source: str, variant: str
+) -> None:
+    """Says the commonest mistake in few words, where listing every entry would fill screens."""
+    if hint := _architecture_hint({_canonical_name(name): tensor for name, tensor in tensors.items()}, shapes):
+        raise InputError(f"{source} does not fit {variant}: {hint}")
+
+
+def _architecture_hint(named: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> str:
+    if not any(name.startswith("backbone.transition1.") for name in named):
+        return "the file holds no HRNet"
+    theirs, ours = named.get(_WIDTH), shapes.get(_WIDTH)
+    if theirs is None or ours is None or theirs.ndim != 4 or theirs.shape[0] == ours.shape[0]:
+        return ""
+    return f"the file holds {_variant(theirs.shape[0])}, the model is {_variant(ours.shape[0])}"
+
+
+def _variant(width: int) -> str:
+    names = [name for name, variant in VARIANTS.items() if variant.width == width]
+    return f"{names[0]} (width {width})" if names else f"an HRNet of width {width}"
+
+
+def _torch_shapes(model_config: ConfigDict) -> dict[str, Any]:
+    params, stats = state_dict(abstract_model(model_config))
+    return {name: _torch_shape(array) for name, array in {**params, **stats}.items()}
+
+
+def _torch_shape(array: Any) -> np.ndarray:
+    """An array without content, of PyTorch's shape for one of ours."""
+    return _theirs(np.broadcast_to(np.float32(0), array.shape))
+
+
+def _theirs(array: np.ndarray) -> np.ndarray:
+    """Kernels [height, width, in, out] -> PyTorch's [out, in, height, width]."""
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+
+
+def _ours(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+
+
+def main() -> None:
+    """The command line."""
+    options: cli.Options = {
+        "input": (None, "checkpoint (.pth, .safetensors); with --to a converted folder or a work directory"),
+        "output": (None, "converted folder; with --to a .pth or .safetensors file"),
+        "config": ("", "the config that the checkpoint was trained with, FILE or FILE:ARG; not with --to"),
+        "to": ("", f"the way back: whose names to write, {' or '.join(STYLES)}"),
+    }
+    cli.run(__doc__, options, _convert, _config_of)
+
+
+def _config_of(values: Mapping[str, Any]) -> ConfigDict:
+    if values["to"]:
+        if values["config"]:
+            raise InputError("--config does not go with --to: the folder carries its config")
+        return checkpoint.stored_config(values["input"])
+    if pathlib.Path(values["input"]).is_dir():
+        raise InputError(f"{values['input']}: is a folder; add --to {' or --to '.join(STYLES)} to convert it back")
+    if not values["config"]:
+        raise InputError(
+            f"{values['input']}: weights do not say their codec and keypoints; add --config FILE[:ARG], the config "
+            "they were trained with"
+        )
+    return config_lib.load_config(values["config"])
+
+
+def _convert(values: Mapping[str, Any], config: ConfigDict) -> None:
+    if values["to"]:
+        to_torch(values["input"], values["to"], values["output"])
+    else:
+        from_torch(values["input"], config, values["output"])
+    print(f"{values['input']} -> {values['output']}")
+
+
+if __name__ == "__main__":
+    main()
