@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
 from data_pipelines import transforms
 from data_pipelines.annotations import Instances, load_detections, load_instances
@@ -77,6 +78,10 @@ class TrainData:
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
 
+    def order(self) -> grain.MapDataset:
+        """Which person each global index shows: epoch after epoch, each in an order of its own."""
+        return grain.MapDataset.range(len(self)).seed(self.seed).shuffle().repeat()
+
     def batches(self, batch_size: int, *, start_step: int = 0, host: int = 0, hosts: int = 1) -> grain.MapDataset:
         """Returns the endless stream of batches from `start_step` on.
 
@@ -94,8 +99,7 @@ class TrainData:
         """
         if batch_size % hosts:
             raise InputError(f"config.batch_size={batch_size} does not divide by {hosts} hosts")
-        rows = grain.MapDataset.range(len(self)).seed(self.seed).shuffle().repeat()
-        samples = _HostSlice(rows.map_with_index(self.sample), batch_size // hosts, host, hosts)
+        samples = _HostSlice(self.order().map_with_index(self.sample), batch_size // hosts, host, hosts)
         return samples.batch(batch_size // hosts, batch_fn=stack)[start_step:]
 
     def sample(self, index: int, row: int) -> Batch:
@@ -274,6 +278,9 @@ def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> grain.D
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, 2))
     elements = dataset.to_iter_dataset(options)
     if workers:
+        # Grain hands its absl flags to the workers, and refuses to before they are parsed.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
         elements = elements.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
     return iter(elements)
 
@@ -291,7 +298,8 @@ class _HostSlice(grain.MapDataset):
         self._size, self._host, self._hosts = size, host, hosts
 
     def __len__(self) -> int:
-        return len(self._parent) // self._hosts
+        # Half of an endless length: Grain's batch rounds lengths in floating point, up and over sys.maxsize.
+        return len(self._parent) // (2 * self._hosts)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

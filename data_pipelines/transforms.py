@@ -79,7 +79,8 @@ def half_body_views(
 
     def view(part: np.ndarray, at_least: int) -> View | None:
         points = keypoints[part & (visible > 0)]
-        return view_of_points(points) if len(points) >= at_least else None
+        # Points that all coincide have no extent to show.
+        return view_of_points(points) if len(points) >= at_least and np.ptp(points, axis=0).any() else None
 
     return view(keypoint_set.is_upper, 2), view(~keypoint_set.is_upper, 3)
 

@@ -1,0 +1,44 @@
+"""What several test files need."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from data_pipelines.transforms import Augmentation
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def data_config(root):
+    """`config.data` for COCO + AIC below a folder laid out like the real data, 64x64 crops."""
+    import dataclasses
+
+    from configs import common
+
+    return {
+        "root": str(root),
+        "input_size": (64, 64),
+        "keypoints": "coco",
+        "warp": "msra",
+        "train": common.train_sources("coco", "aic"),
+        "eval": {**common.COCO_VAL, "boxes": ""},
+        "augment": dataclasses.asdict(Augmentation()),
+        "max_unreadable": 0.01,
+        "loader": {"threads": 2, "workers": 0},
+    }
+
+
+def run(*arguments, check=True, cwd=REPOSITORY, timeout=300, **environment):
+    """Runs `python -m ...` as a user would; returns the finished process with its text output."""
+    process = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if check and process.returncode != 0:
+        raise AssertionError(f"{arguments} ended with {process.returncode}:\n{process.stdout}\n{process.stderr}")
+    return process

@@ -1,0 +1,240 @@
+"""The sample stream: the same samples for any number of hosts, workers and restarts; whole images in evaluation."""
+
+import json
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines import create_eval_dataset, create_train_dataset
+from data_pipelines.errors import InputError
+from data_pipelines.images import decode_image, read_image
+from data_pipelines.pipeline import EvalData, TrainData, iterate
+from tests.helpers import data_config
+
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def config(shared):
+    """Real COCO and AIC people, merged, in 64x64 crops."""
+    return data_config(shared / "data")
+
+
+@pytest.fixture(scope="module")
+def stream(config):
+    """The first 60 samples, computed one by one."""
+    data = TrainData.load(config, SEED)
+    batches = data.batches(1)
+    return [batches[i] for i in range(60)]
+
+
+def assert_same(batch, samples):
+    for key, array in batch.items():
+        np.testing.assert_array_equal(array, np.concatenate([sample[key] for sample in samples]), err_msg=key)
+
+
+@settings(max_examples=15, deadline=None)
+@given(hosts=st.sampled_from([1, 2, 4]), per_host=st.integers(1, 4), step=st.integers(0, 3), data=st.data())
+def test_hosts_and_restarts_do_not_change_the_stream(config, stream, hosts, per_host, step, data):
+    host = data.draw(st.integers(0, hosts - 1))
+    size = hosts * per_host
+    dataset = create_train_dataset(config, batch_size=size, seed=SEED, start_step=step, host=host, hosts=hosts)
+    first = step * size + host * per_host
+    if first + per_host > len(stream):
+        return
+    assert_same(dataset[0], stream[first : first + per_host])
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 0), (1, 2)])
+def test_threads_and_workers_do_not_change_the_stream(config, stream, threads, workers):
+    dataset = create_train_dataset(config, batch_size=8, seed=SEED, start_step=1)
+    batches = iterate(dataset, threads=threads, workers=workers)
+    try:
+        for step in (1, 2):
+            assert_same(next(batches), stream[8 * step : 8 * step + 8])
+    finally:
+        batches.close()
+
+
+def test_an_epoch_shows_everybody_once_and_epochs_differ(config):
+    data = TrainData.load(config, SEED)
+    order = data.order()
+    epochs = [[order[i] for i in range(start, start + len(data))] for start in (0, len(data))]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(len(data)))
+    assert epochs[0] != epochs[1]
+
+
+def test_seeds_and_indices_differ(config, stream):
+    other = create_train_dataset(config, batch_size=8, seed=SEED + 1)[0]
+    assert not np.array_equal(other["instance_id"], np.concatenate([s["instance_id"] for s in stream[:8]]))
+    # The same person at two indices is seen in two views.
+    data = TrainData.load(config, SEED)
+    assert not np.array_equal(data.sample(0, 5)["image"], data.sample(1, 5)["image"])
+    assert np.array_equal(data.sample(1, 5)["image"], data.sample(1, 5)["image"])
+
+
+def test_batches_are_what_the_trainer_expects(config):
+    batch = create_train_dataset(config, batch_size=4, seed=0)[0]
+    shapes = {key: (array.shape, array.dtype.name) for key, array in batch.items()}
+    assert shapes == {
+        "image": ((4, 64, 64, 3), "uint8"),
+        "keypoints": ((4, 17, 2), "float32"),
+        "visible": ((4, 17), "float32"),
+        "index": ((4,), "int64"),
+        "source": ((4,), "int32"),
+        "instance_id": ((4,), "int64"),
+        "valid": ((4,), "bool"),
+    }
+    assert batch["valid"].all()
+    assert set(np.unique(batch["visible"])) <= {0, 1}
+
+
+def test_keypoints_move_with_the_pixels(config, tmp_path):
+    """Where the crop is red, the keypoint is: through flip, rotation, scale and the warp."""
+    points = [(x, y) for x in (60, 100, 140) for y in (50, 90, 130)] + [(100, 150)] * 8
+    image = np.zeros((200, 200, 3), np.uint8)
+    image[points[0][1] - 6 : points[0][1] + 7, points[0][0] - 6 : points[0][0] + 7] = (0, 0, 255)  # BGR: the nose
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), image)
+    person = {
+        **{"id": 1, "image_id": 1, "bbox": [40, 30, 120, 140], "num_keypoints": 17, "iscrowd": 0, "category_id": 1},
+        **{"keypoints": [v for x, y in points for v in (x, y, 2)], "area": 9000},
+    }
+    content = {"images": [{"id": 1, "file_name": "a.png", "height": 200, "width": 200}], "annotations": [person]}
+    (tmp_path / "people.json").write_text(json.dumps(content))
+    source = {"coco": {"annotations": "people.json", "images": "images", "keypoints": "coco"}}
+    for warp in ("msra", "udp"):
+        data = TrainData.load({**config, "root": str(tmp_path), "train": source, "warp": warp}, seed=1)
+        compared = 0
+        for index in range(40):
+            sample = data.sample(index, 0)
+            red = sample["image"][..., 0].astype(float)
+            assert sample["image"][..., 2].max() == 0  # the crop is RGB
+            x, y = sample["keypoints"][0]
+            if not (8 < x < 55 and 8 < y < 55):
+                continue
+            rows, columns = np.indices(red.shape)
+            centre = (columns * red).sum() / red.sum(), (rows * red).sum() / red.sum()
+            np.testing.assert_allclose(centre, (x, y), atol=0.3)
+            compared += 1
+        assert compared > 15
+
+
+def test_flip_swaps_left_and_right(config):
+    quiet = ("half_body", "shift_probability", "scale", "rotation_probability")
+    still = {**config["augment"], **dict.fromkeys(quiet, 0.0)}
+    plain = TrainData.load({**config, "augment": {**still, "flip": 0.0}}, 0)
+    mirrored = TrainData.load({**config, "augment": {**still, "flip": 1.0}}, 0)
+    a, b = plain.sample(0, 0), mirrored.sample(0, 0)
+    order = plain.keypoints.flip_indices
+    np.testing.assert_array_equal(b["visible"], a["visible"][order])
+    # The MSRA warp centres the view on pixel 32, so the mirror image of x is 64 - x.
+    np.testing.assert_allclose(b["keypoints"][:, 0], 64 - a["keypoints"][order, 0], atol=1e-3)
+    np.testing.assert_allclose(b["keypoints"][:, 1], a["keypoints"][order, 1], atol=1e-3)
+
+
+@pytest.fixture
+def damaged(shared, tmp_path):
+    """A copy of the real data in which one COCO image is truncated; returns the config and the file."""
+    source = shared / "data/coco"
+    config = data_config(tmp_path)
+    config["train"] = {"coco": config["train"]["coco"]}
+    for folder in ("annotations", "train2017"):
+        (tmp_path / "coco" / folder).mkdir(parents=True)
+        for file in (source / folder).iterdir():
+            (tmp_path / "coco" / folder / file.name).write_bytes(file.read_bytes())
+    data = TrainData.load(config, SEED)
+    victim = pathlib.Path(data.sources[0].path(10))
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    return config, victim
+
+
+def test_an_unreadable_image_is_replaced_flagged_and_named(damaged, caplog):
+    config, victim = damaged
+    data = TrainData.load(config, SEED)
+    order = data.order()
+    affected = {i for i in range(len(data)) if pathlib.Path(data.sources[0].path(order[i])) == victim}
+    batches = [data.batches(8)[step] for step in range(len(data) // 8)]
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    assert set(np.flatnonzero(~valid)) == {i for i in affected if i < len(valid)} != set()
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(len(valid)))
+    assert f"{victim}: the JPEG is truncated" in caplog.text
+    again = TrainData.load(config, SEED).batches(8)
+    for step, batch in enumerate(batches):
+        np.testing.assert_array_equal(again[step]["image"], batch["image"])
+
+
+def test_an_unreadable_image_stops_an_evaluation(damaged):
+    config, victim = damaged
+    config["eval"] = {**config["train"]["coco"], "boxes": ""}
+    with pytest.raises(InputError, match=f"{victim.name}: the JPEG is truncated"):
+        list(create_eval_dataset(config, batch_size=8))
+
+
+def test_images_that_are_none_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"none.jpg: no such image"):
+        read_image(tmp_path / "none.jpg")
+    for data in (b"", b"GIF89a....", b"<html>", b"\xff\xd8\xff\xe0"):
+        with pytest.raises(InputError, match=r"x.jpg"):
+            decode_image(data, "x.jpg")
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3])
+def test_evaluation_gives_every_box_once(shared, config, hosts):
+    folder = "coco_val4"
+    evaluated = {
+        "annotations": f"{folder}/annotations/person_keypoints_val2017.json",
+        "images": f"{folder}/val2017",
+        "keypoints": "coco",
+        "boxes": f"{folder}/person_detection_results/COCO_val2017_detections_AP_H_56_person.json",
+    }
+    config = {**config, "eval": evaluated}
+    parts = [create_eval_dataset(config, batch_size=12, host=host, hosts=hosts) for host in range(hosts)]
+    batches = [list(part) for part in parts]
+    assert {len(part) for part in batches} == {len(parts[0])}
+    rows = [
+        (int(b["index"][i]), int(b["image_id"][i]), host)
+        for host, part in enumerate(batches)
+        for b in part
+        for i in np.flatnonzero(b["valid"])
+    ]
+    assert sorted(index for index, _, _ in rows) == list(range(118))
+    for image_id in {image_id for _, image_id, _ in rows}:
+        assert len({host for _, i, host in rows if i == image_id}) == 1
+    assert all(b["image"].shape == (12 // hosts, 64, 64, 3) for part in batches for b in part)
+
+
+def test_evaluation_crops_are_the_references(shared, config):
+    """Centre, scale and box of the annotated people, as the reference prepares them."""
+    golden = json.loads((shared / "reference/golden/transforms.json").read_text())["instances"]
+    golden = {case["ann_id"]: case for case in golden if case["dataset"] == "coco"}
+    evaluated = {
+        "annotations": "coco_val4/annotations/person_keypoints_val2017.json",
+        "images": "coco_val4/val2017",
+        "keypoints": "coco",
+        "boxes": "",
+    }
+    data = EvalData.load({**config, "eval": evaluated, "input_size": (256, 192)}, batch_size=12)
+    (batch,) = list(data)
+    seen = 0
+    for i, instance in enumerate(batch["instance_id"].tolist()):
+        if instance in golden:
+            case = golden[instance]
+            np.testing.assert_allclose(batch["box"][i], case["bbox_xyxy"], atol=1e-4)
+            np.testing.assert_allclose(batch["center"][i], case["center"], atol=1e-4)
+            np.testing.assert_allclose(batch["scale"][i], case["256x192_msra"]["scale_fixed"], atol=1e-3)
+            expected = case["256x192_msra"]["transformed_keypoints"]
+            np.testing.assert_allclose(batch["keypoints"][i], expected, atol=1e-2)
+            seen += 1
+    assert seen == len(golden) > 0
+
+
+def test_sizes_that_do_not_divide_are_refused(config):
+    with pytest.raises(InputError, match="batch_size=7 does not divide by 2 hosts"):
+        create_train_dataset(config, batch_size=7, seed=0, hosts=2)
+    with pytest.raises(InputError, match="batch_size=7 does not divide by 2 hosts"):
+        create_eval_dataset(config, batch_size=7, hosts=2)
