@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -24,22 +24,20 @@ from data_pipelines.errors import InputError
 from data_pipelines.images import read_image
 from data_pipelines.keypoints import KeypointMapping, keypoint_set
 from data_pipelines.transforms import Augmentation, View
-
-# Arrays by name; of one sample also NumPy scalars.
-Batch = dict[str, Any]
+from data_pipelines.types import Batch, Config
 
 # How often an unreadable sample is drawn again before the stream gives up.
 _ATTEMPTS = 100
 
 
 def create_train_dataset(
-    config: Mapping[str, Any], *, batch_size: int, seed: int, start_step: int = 0, host: int = 0, hosts: int = 1
+    config: Config, *, batch_size: int, seed: int, start_step: int = 0, host: int = 0, hosts: int = 1
 ) -> grain.MapDataset:
     """Returns the endless training batches of one host; see `TrainData.batches`."""
     return TrainData.load(config, seed).batches(batch_size, start_step=start_step, host=host, hosts=hosts)
 
 
-def create_eval_dataset(config: Mapping[str, Any], *, batch_size: int, host: int = 0, hosts: int = 1) -> EvalData:
+def create_eval_dataset(config: Config, *, batch_size: int, host: int = 0, hosts: int = 1) -> EvalData:
     """Returns the evaluation batches of one host; see `EvalData`."""
     return EvalData.load(config, batch_size, host, hosts)
 
@@ -61,7 +59,7 @@ class TrainData:
     seed: int
 
     @classmethod
-    def load(cls, config: Mapping[str, Any], seed: int) -> TrainData:
+    def load(cls, config: Config, seed: int) -> TrainData:
         """Reads the annotations of `config.train`'s sources, mapped into the model's keypoint set."""
         target = keypoint_set(config["keypoints"])
         sources = []
@@ -175,12 +173,12 @@ class EvalData:
     input_size: tuple[int, int]
     warp: str
     batch_size: int
-    images: tuple[np.ndarray, ...]  # this host's, each the rows of one image
+    images: tuple[list[int], ...]  # this host's, each the rows of one image
     steps: int
     threads: int
 
     @classmethod
-    def load(cls, config: Mapping[str, Any], batch_size: int, host: int = 0, hosts: int = 1) -> EvalData:
+    def load(cls, config: Config, batch_size: int, host: int = 0, hosts: int = 1) -> EvalData:
         """Reads the annotated boxes of `config.eval`, or a detector's when `config.eval.boxes` names a file."""
         if batch_size % hosts:
             raise InputError(f"config.eval.batch_size={batch_size} does not divide by {hosts} hosts")
@@ -195,7 +193,7 @@ class EvalData:
 
         order = np.argsort(instances.image_id, kind="stable")
         cuts = np.flatnonzero(np.diff(instances.image_id[order])) + 1
-        by_image = np.split(order, cuts)
+        by_image = [rows.tolist() for rows in np.split(order, cuts)]
         per_host = batch_size // hosts
         steps = max(-(-sum(map(len, by_image[h::hosts])) // per_host) for h in range(hosts))
         return cls(

@@ -240,7 +240,7 @@ def _index(truth: Annotations, records: list[dict[str, Any]]) -> COCO:
 class _Evaluation(COCOeval):
     """pycocotools' evaluation with its OKS, to the bit, computed for all of an image's detections at once."""
 
-    def computeOks(self, imgId: int, catId: int) -> np.ndarray | list[Any]:
+    def computeOks(self, imgId: int | np.integer, catId: int | np.integer) -> np.ndarray | list[Any]:
         """Returns OKS [detections, people], the best score first, or [] where either is missing."""
         people, found = self._gts[imgId, catId], self._dts[imgId, catId]
         if not people or not found:

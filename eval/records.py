@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -33,7 +33,7 @@ class Detections:
     where: Where
 
     @classmethod
-    def read(cls, results: Path | Sequence[Any], joints: KeypointSet) -> Self:
+    def read(cls, results: Path | Sequence[Any], joints: KeypointSet) -> "Detections":
         """Reads COCO results, a file or its content."""
         name, records = read_json(results, "results")
         if not isinstance(records, Sequence) or isinstance(records, str | bytes):
@@ -90,7 +90,7 @@ class Predictions:
     where: Where
 
     @classmethod
-    def read(cls, predictions: Sequence[Any], joints: KeypointSet) -> Self:
+    def read(cls, predictions: Sequence[Any], joints: KeypointSet) -> "Predictions":
         """Reads the records that `eval.coco.evaluate` takes."""
 
         def position(i: int) -> str:
@@ -153,7 +153,7 @@ class Annotations:
     @classmethod
     def read(
         cls, annotations: Path | Mapping[str, Any], joints: KeypointSet, use_area: bool, detections: Detections
-    ) -> Self:
+    ) -> "Annotations":
         """Reads a COCO file or its content; the detections' images and categories must occur in it.
 
         Without `use_area` a person's area is 0.53 x its box.

@@ -10,13 +10,14 @@ import math
 import pathlib
 import runpy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import keypoint_set
+from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models import VARIANTS
 
@@ -136,7 +137,7 @@ def _is_free(key: str) -> bool:
     return False
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(config: Config) -> dict[str, Any]:
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, (ConfigDict, dict)):
             for key, item in value.items():

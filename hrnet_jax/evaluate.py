@@ -22,12 +22,13 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from data_pipelines.keypoints import keypoint_set
-from data_pipelines.pipeline import Batch, EvalData
+from data_pipelines.pipeline import EvalData
+from data_pipelines.types import Batch
 from eval import coco
 from hrnet_jax import checkpoint, cli, draw
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import Codec, create_codec
-from hrnet_jax.mesh import create_mesh, shard_batch
+from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, abstract_model
 from hrnet_jax.models.state import Arrays
 
@@ -89,6 +90,7 @@ class Evaluator:
         predictions: list[dict[str, Any]] = []
         ceiling: list[dict[str, Any]] = []
         annotated = not self.config.data.eval.boxes
+        params, stats = jax.device_put((params, stats), replicated(self.mesh))
         for batch in self.data:
             if should_stop():
                 return None

@@ -62,15 +62,17 @@ def save_folder(path: str | os.PathLike, config: ConfigDict, arrays: Mapping[str
     """
     path = pathlib.Path(path)
     check_free(path)
-    metadata = {"format_version": str(FORMAT_VERSION), "format": "hrnet_jax"}
+    # One key: safetensors writes several in any order, and equal models should be equal files.
+    metadata = {"format_version": str(FORMAT_VERSION)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         try:
-            partial.chmod(0o755)  # mkdtemp's is for the owner alone
+            partial.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
             (partial / "config.json").write_text(config_lib.to_json(config) + "\n")
             # ascontiguousarray would turn scalars into vectors.
             save_file({name: np.array(a, order="C") for name, a in arrays.items()}, partial / MODEL, metadata)
+            (partial / MODEL).chmod(0o644)
             partial.replace(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

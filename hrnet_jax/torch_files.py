@@ -17,7 +17,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -127,6 +127,7 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], nested: bo
     try:
         if path.suffix == ".safetensors":
             save_file(tensors, partial, metadata={"format": "pt"})
+            partial.chmod(0o644)  # safetensors writes for the owner alone
         else:
             torch = _torch(path)
             state = {name: torch.from_numpy(array) for name, array in tensors.items()}
@@ -202,7 +203,7 @@ class Storage(NamedTuple):
 class _Unpickler(pickle.Unpickler):
     """Turns globals into symbols; nothing from outside of this module can be reached."""
 
-    def __init__(self, path: pathlib.Path, file: BinaryIO):
+    def __init__(self, path: pathlib.Path, file: io.BufferedIOBase):
         super().__init__(file, encoding="utf-8", errors="replace")
         self._path = path
         self._symbols: dict[str, type] = {}

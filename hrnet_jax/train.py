@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
-from data_pipelines.pipeline import Batch, TrainData, iterate
+from data_pipelines.pipeline import TrainData, iterate
+from data_pipelines.types import Batch
 from eval import coco
 from hrnet_jax import cli, draw, metrics
 from hrnet_jax import config as config_lib

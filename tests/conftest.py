@@ -1,11 +1,18 @@
-"""Shared fixtures: where the reference's numbers and the real images lie, and strict JAX settings."""
+"""Shared fixtures, and strict settings: every test meets two devices, full precision and checked shapes."""
 
+import logging
 import os
 import pathlib
 
+import jax
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+from hrnet_jax.config import load_config
+from tests.helpers import REPOSITORY
+
+jax.config.update("jax_num_cpu_devices", 2)
+# OpenCV, TensorStore and pycocotools chatter; ours is captured by caplog all the same.
+logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +22,37 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} does not exist; set HRNET_JAX_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def overfit_config(shared):
+    """A small HRNet on the twelve real people of coco_val4, evaluated on the same with annotated boxes."""
+    config = load_config(str(REPOSITORY / "configs/coco.py:runlocal,udp"))
+    people = {
+        "annotations": "coco_val4/annotations/person_keypoints_val2017.json",
+        "images": "coco_val4/val2017",
+        "keypoints": "coco",
+    }
+    config.data.root = str(shared / "data")
+    config.data.train.coco.update(people)
+    config.data.eval.update({**people, "boxes": ""})
+    config.model.variant = "small"
+    config.codec.input_size = (128, 96)
+    config.data.augment.update({"half_body": 0.0, "shift_probability": 0.0, "scale": 0.0, "rotation_probability": 0.0})
+    config.batch_size = config.eval.batch_size = 12
+    config.epochs = 240  # of one step
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.milestones = (190, 220)
+    config.eval.every_epochs = config.checkpoint.every_epochs = 240
+    config.log_every = 100
+    return config
+
+
+@pytest.fixture(scope="session")
+def overfitted(overfit_config, tmp_path_factory):
+    """The work directory of that training."""
+    from hrnet_jax.train import train
+
+    workdir = tmp_path_factory.mktemp("overfitted")
+    train(overfit_config, workdir)
+    return workdir

@@ -159,7 +159,7 @@ def test_all_golden_cases(shared, golden):
         metrics = coco.evaluate(path, predictions, use_area=case["use_area"], **settings)
         selected = coco.select(predictions, **settings)
         label = str({key: value for key, value in case.items() if key != "kept"})
-        assert set(metrics) == {*coco.METRICS, "kept"}
+        assert set(metrics) == {*coco.METRICS, "kept", "scores"}
         np.testing.assert_allclose(
             ten(metrics), [case["stats"][key] for key in STATS], rtol=0, atol=1e-6, err_msg=label
         )
@@ -586,7 +586,7 @@ def test_broken_predictions_are_named(changes, message):
         ({"nms": "soft"}, "unknown nms 'soft'; there are oks_nms, soft_oks_nms, none"),
         ({"score_mode": "area"}, "unknown score_mode 'area'; there are bbox_keypoint"),
         ({"keypoint_set": "hand"}, "unknown keypoint set 'hand'"),
-        ({"nms_threshold": 0}, "nms_threshold must be above 0"),
+        ({"nms_threshold": 0.0}, "nms_threshold must be above 0"),
     ],
 )
 def test_unknown_settings(settings, message):

@@ -14,12 +14,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Mapping
-from typing import Any
 
 import ml_collections
 
 from data_pipelines.errors import InputError
+from data_pipelines.types import Config
 from hrnet_jax.codecs.base import STRIDE, Codec
 from hrnet_jax.codecs.heatmaps import pck_accuracy
 from hrnet_jax.codecs.msra import Dark, Msra
@@ -30,7 +29,7 @@ __all__ = ["CODECS", "Codec", "Dark", "Msra", "Udp", "UdpCombined", "create_code
 CODECS: dict[str, type[Codec]] = {"msra": Msra, "dark": Dark, "udp": Udp, "udp_combined": UdpCombined}
 
 
-def create_codec(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Codec:
+def create_codec(config: Config | ml_collections.ConfigDict) -> Codec:
     """Builds the codec that a config describes.
 
     Args:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import keypoint_set
+from data_pipelines.types import Config
 from hrnet_jax.models.hrnet import VARIANTS, HRNet, Variant
 from hrnet_jax.models.state import Network, fill, state_dict
 
@@ -20,7 +21,7 @@ __all__ = ["VARIANTS", "HRNet", "Network", "Variant", "create_model", "fill", "i
 HEAD_STD = 0.001
 
 
-def create_model(config: Mapping[str, Any], seed: int = 0) -> HRNet:
+def create_model(config: Config, seed: int = 0) -> HRNet:
     """Builds an HRNet with fresh parameters, in inference mode.
 
     Args:
@@ -42,7 +43,7 @@ def create_model(config: Mapping[str, Any], seed: int = 0) -> HRNet:
     return model
 
 
-def abstract_model(config: Mapping[str, Any]) -> HRNet:
+def abstract_model(config: Config) -> HRNet:
     """The model of `create_model` with shapes in the place of arrays."""
     if config["variant"] not in VARIANTS:
         raise InputError(f"config.model.variant: unknown {config['variant']!r}; there are {', '.join(VARIANTS)}")

@@ -102,7 +102,7 @@ class Backbone(nnx.Module):
         self.transition3 = nnx.List([*(Identity() for _ in range(3)), nnx.List([ConvBN(widths[2], widths[3], nn, 2)])])
         self.stage4 = stage(variant.modules[2], widths, variant.blocks, nn, outputs=1)
 
-    def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w width"]:
+    def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w features"]:
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         for block in self.layer1:
@@ -165,7 +165,7 @@ class BasicBlock(nnx.Module):
         self.conv1, self.bn1 = nn.conv(width, width), nn.norm(width)
         self.conv2, self.bn2 = nn.conv(width, width), nn.norm(width)
 
-    def __call__(self, x: Float[Array, "batch h w width"]) -> Float[Array, "batch h w width"]:
+    def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w features"]:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         return jax.nn.relu(x + self.bn2(self.conv2(y)))
 

@@ -1,0 +1,105 @@
+"""A model trained on twelve real people: it gets them right, and everything that should matter matters."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.keypoints import COCO
+from eval.coco import evaluate_results
+from hrnet_jax import checkpoint
+from hrnet_jax.codecs import Udp
+from hrnet_jax.evaluate import Evaluator
+from hrnet_jax.mesh import create_mesh
+from hrnet_jax.models import Network, create_model, state_dict
+
+
+@pytest.fixture(scope="module")
+def trained(overfitted):
+    return checkpoint.load(overfitted)
+
+
+@pytest.fixture(scope="module")
+def evaluator(trained):
+    return Evaluator(trained.config, Network.of(create_model(trained.config.model)), create_mesh())
+
+
+def test_it_knows_its_people(overfitted, shared):
+    metrics = json.loads((overfitted / "metrics.json").read_text())
+    assert metrics["AP"] >= 0.95
+    assert metrics["codec_AP"] >= 0.99
+    assert metrics["instances"] == 12
+    # The results file says the same to anybody's pycocotools.
+    again = evaluate_results(
+        shared / "data/coco_val4/annotations/person_keypoints_val2017.json", overfitted / "keypoints.json"
+    )
+    assert again["AP"] == pytest.approx(metrics["AP"], abs=1e-6)
+    assert (overfitted / "predictions.png").stat().st_size > 10_000
+    assert (overfitted / "curves.png").stat().st_size > 10_000
+
+
+def test_evaluation_repeats_from_the_checkpoint(trained, evaluator, overfitted):
+    metrics, _ = evaluator(trained.params, trained.stats)
+    assert metrics["AP"] == json.loads((overfitted / "metrics.json").read_text())["AP"]
+
+
+def test_untrained_weights_know_nobody(trained, evaluator):
+    metrics, _ = evaluator(*state_dict(create_model(trained.config.model, seed=1)))
+    assert metrics["AP"] < 0.05
+
+
+def test_swapped_left_and_right_lower_the_ap(trained, evaluator):
+    params = dict(trained.params)
+    for name in ("head.final_layer.weight", "head.final_layer.bias"):
+        params[name] = params[name][..., COCO.flip_indices]
+    assert evaluator(params, trained.stats)[0]["AP"] < 0.6
+
+
+def test_bgr_for_rgb_lowers_the_ap(trained, evaluator):
+    params = {**trained.params, "backbone.conv1.weight": trained.params["backbone.conv1.weight"][:, :, ::-1]}
+    assert evaluator(params, trained.stats)[0]["AP"] < 0.9
+
+
+def test_a_flip_moved_by_one_cell_lowers_the_ap(trained, evaluator, monkeypatch):
+    class Shifted(Udp):
+        shift = True  # UDP's maps fit without
+
+    shifted = Evaluator(trained.config, Network.of(create_model(trained.config.model)), create_mesh())
+    codec = Shifted(**dataclasses.asdict(shifted.codec))
+    from hrnet_jax.evaluate import make_eval_step
+
+    shifted.step = make_eval_step(
+        Network.of(create_model(trained.config.model)), codec, COCO.flip_indices, flip_test=True
+    )
+    metrics, _ = shifted(trained.params, trained.stats)
+    right, _ = evaluator(trained.params, trained.stats)
+    assert metrics["AP"] < right["AP"] - 0.02
+
+
+def test_ceiling_and_padding_do_not_touch_the_predictions(trained, evaluator):
+    """Eight boxes a batch leave four padding rows; the keypoints stay the same."""
+    config = trained.config.copy_and_resolve_references()
+    config.eval.batch_size = 8
+    padded = Evaluator(config, Network.of(create_model(config.model)), create_mesh())
+    ours = {p["id"]: p for p in padded(trained.params, trained.stats)[1]}
+    theirs = {p["id"]: p for p in evaluator(trained.params, trained.stats)[1]}
+    assert ours.keys() == theirs.keys()
+    for i in ours:
+        np.testing.assert_allclose(ours[i]["keypoints"], theirs[i]["keypoints"], atol=1e-2)
+        np.testing.assert_allclose(ours[i]["keypoint_scores"], theirs[i]["keypoint_scores"], atol=1e-4)
+
+
+def test_keypoints_come_back_to_image_pixels(evaluator):
+    """The codec's best answer to the true keypoints lies on them, in the image's pixels."""
+    for batch in evaluator.data:
+        keypoints, _ = evaluator._best_possible(batch)
+        rows = np.flatnonzero(batch["valid"])
+        for prediction, row in zip(evaluator._predictions(batch, keypoints, np.ones(keypoints.shape[:2])), rows, strict=True):
+            instance = np.flatnonzero(evaluator.data.instances.instance_id == batch["instance_id"][row])[0]
+            truth = evaluator.data.instances.keypoints[instance]
+            inside = (batch["keypoints"][row] > 8).all(-1) & (batch["keypoints"][row] < jnp.array([87, 119])).all(-1)
+            shown = np.asarray((truth[:, 2] > 0) & inside)
+            zoom = batch["scale"][row][0] / 96
+            np.testing.assert_allclose(prediction["keypoints"][shown], truth[shown, :2], atol=1.5 * zoom)
