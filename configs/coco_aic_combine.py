@@ -5,6 +5,13 @@
 
 Expected, HRNet-W32 256x192 on COCO val2017 with person boxes of AP 56.4: AP 0.756 (MMPose's checkpoint of 2022-10,
 hrnet_coco_aic.md). Not trained here to the end: see the README for what was verified. Variants: configs/common.py.
+
+The same model on AIC's 14, which are among its 19:
+
+    AIC=aic/ai_challenger_keypoint_validation_20170911/keypoint_validation
+    python -m hrnet_jax.evaluate --checkpoint runs/combine --output runs/combine/aic --config.data.eval.boxes= \
+        --config.data.eval.annotations=${AIC}_annotations_20170911.json --config.data.eval.keypoints=aic \
+        --config.data.eval.images=${AIC}_images_20170911 --config.eval.use_area=false
 """
 
 from ml_collections import ConfigDict

@@ -17,6 +17,9 @@ VARIANTS = {
     "dark": "unbiased encoding and DARK decoding (Zhang et al. 2020)",
     "udp": "unbiased data processing (Huang et al. 2020)",
     "udp_combined": "UDP with offset maps",
+    "photometric": "random brightness, contrast, saturation, hue and order of channels",
+    "coarse_dropout": "black rectangles in half of the crops",
+    "grid_mask": "a grid of black squares in half of the crops",
     "bf16": "bfloat16 compute (the default on TPU and GPU is set by config.model.dtype)",
     "runlocal": "shrinks everything to a laptop: a tiny network, 64x64 inputs, batches of 16, two epochs",
 }
@@ -30,6 +33,12 @@ AIC_TRAIN = {
     "annotations": "aic/ai_challenger_keypoint_train_20170902/keypoint_train_annotations_20170909.json",
     "images": "aic/ai_challenger_keypoint_train_20170902/keypoint_train_images_20170902",
     "keypoints": "aic",
+}
+AIC_VAL = {
+    "annotations": "aic/ai_challenger_keypoint_validation_20170911/keypoint_validation_annotations_20170911.json",
+    "images": "aic/ai_challenger_keypoint_validation_20170911/keypoint_validation_images_20170911",
+    "keypoints": "aic",
+    "boxes": "",
 }
 COCO_VAL = {
     "annotations": "coco/annotations/person_keypoints_val2017.json",
@@ -87,6 +96,9 @@ def recipe(
     c.data.augment.scale = 0.5  # views of 0.5 to 1.5 times the padded box
     c.data.augment.rotation = 80.0  # degrees
     c.data.augment.rotation_probability = 0.6
+    c.data.augment.photometric = 0.0  # probability, as the next two
+    c.data.augment.coarse_dropout = 0.0
+    c.data.augment.grid_mask = 0.0
     c.data.max_unreadable = 0.01  # share of samples that may be replaced before training stops
     c.data.loader = ConfigDict()
     c.data.loader.threads = 16
@@ -164,6 +176,18 @@ def _udp_combined(c: ConfigDict) -> None:
     c.model.maps_per_keypoint = 3
 
 
+def _photometric(c: ConfigDict) -> None:
+    c.data.augment.photometric = 1.0
+
+
+def _coarse_dropout(c: ConfigDict) -> None:
+    c.data.augment.coarse_dropout = 0.5
+
+
+def _grid_mask(c: ConfigDict) -> None:
+    c.data.augment.grid_mask = 0.5
+
+
 def _bf16(c: ConfigDict) -> None:
     c.model.dtype = "bfloat16"
 
@@ -189,6 +213,7 @@ def _default(c: ConfigDict) -> None:
 _APPLY = {
     **{"w32": _default, "256x192": _default, "msra": _default},
     **{"w48": _w48, "384x288": _384x288, "dark": _dark, "udp": _udp, "udp_combined": _udp_combined},
+    **{"photometric": _photometric, "coarse_dropout": _coarse_dropout, "grid_mask": _grid_mask},
     **{"bf16": _bf16, "runlocal": _runlocal},
 }
 

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def load_instances(annotations: str | os.PathLike, images: str | os.PathLike, ke
         raise InputError(f"{images}: no such folder; it should hold the images of {annotations}")
     if isinstance(content, dict):
         records, dropped = _coco_records(annotations, content, keypoints)
-    elif isinstance(content, list) and content and isinstance(content[0], dict) and "human_annotations" in content[0]:
+    elif _is_aic(content):
         records, dropped = _aic_records(annotations, content, keypoints)
     else:
         raise InputError(
@@ -112,7 +112,7 @@ def load_detections(
     Args:
       path: JSON list of `image_id`, `bbox` (xywh), `score`, `category_id`; boxes of other categories than 1 are left
         out. None is dropped by its score, as in the reference.
-      annotations: the COCO file that lists the images.
+      annotations: the file that lists the images, of any format that `load_instances` takes.
       images: the folder of the images.
       keypoints: the set to give the instances, all unlabelled.
 
@@ -120,7 +120,8 @@ def load_detections(
       InputError: as `load_instances`; also for a box without area.
     """
     path, annotations, images = pathlib.Path(path), pathlib.Path(annotations), pathlib.Path(images)
-    names = _image_names(annotations, read_json(annotations))
+    content = read_json(annotations)
+    names = _image_names(annotations, _aic_as_coco(annotations, content, keypoints) if _is_aic(content) else content)
     boxes = read_json(path)
     if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
         raise InputError(f"{path}: a detection file is a list of objects with 'image_id', 'bbox' and 'score'")
@@ -143,6 +144,21 @@ def load_detections(
     if not records:
         raise InputError(f"{path}: holds no detection of category 1 (person)")
     return dataclasses.replace(_columns(path, images, records), detected=True)
+
+
+def coco_annotations(annotations: str | os.PathLike, keypoints: KeypointSet) -> pathlib.Path | dict[str, Any]:
+    """What `eval.coco.evaluate` takes for an annotation file that `load_instances` takes.
+
+    Returns:
+      The path itself of a COCO file; the content of an AI Challenger file in COCO's format, with the image and
+      instance ids of `load_instances` and everybody whom the file annotates. It has no areas (`use_area=False`).
+
+    Raises:
+      InputError: as `load_instances`, of an AI Challenger file.
+    """
+    annotations = pathlib.Path(annotations)
+    content = read_json(annotations)
+    return _aic_as_coco(annotations, content, keypoints) if _is_aic(content) else annotations
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -192,12 +208,43 @@ def _aic_records(
     path: pathlib.Path, content: list, keypoints: KeypointSet
 ) -> tuple[list[_Record], collections.Counter[str]]:
     records, dropped = [], collections.Counter[str]()
-    next_id = 0
+    files = _aic_files(path, content)
+    for number, (image_id, bbox, points) in enumerate(_aic_people(path, content, keypoints)):
+        if not points[:, 2].any() or points.max() <= 0:
+            dropped["without keypoints"] += 1
+        elif min(bbox[2:]) <= 0:
+            dropped["with a box without area"] += 1
+        else:
+            records.append((files[image_id], image_id, number, bbox, points, 1.0))
+    return records, dropped
+
+
+def _aic_as_coco(path: pathlib.Path, content: list, keypoints: KeypointSet) -> dict[str, Any]:
+    files = _aic_files(path, content)
+    people = [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": 1,
+            "bbox": [*bbox[:2].tolist(), *np.maximum(bbox[2:], 0).tolist()],
+            "keypoints": points.ravel().tolist(),
+            "num_keypoints": int((points[:, 2] > 0).sum()),
+            "iscrowd": 0,
+        }
+        for number, (image_id, bbox, points) in enumerate(_aic_people(path, content, keypoints))
+    ]
+    return {
+        "images": [{"id": i, "file_name": file} for i, file in enumerate(files)],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": people,
+    }
+
+
+def _aic_people(
+    path: pathlib.Path, content: list, keypoints: KeypointSet
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Everybody of an AIC file: the image's position, the box (xywh), and keypoints with COCO's visibility."""
     for image_id, entry in enumerate(content):
-        if not isinstance(entry, dict) or not {"image_id", "human_annotations", "keypoint_annotations"} <= set(entry):
-            raise InputError(
-                f"{path}: entry {image_id}: needs 'image_id', 'human_annotations' and 'keypoint_annotations'"
-            )
         for human, box in entry["human_annotations"].items():
             where = f"{path}: image {entry['image_id']}, {human}"
             x1, y1, x2, y2 = _numbers(where, "human_annotations", box, 4)
@@ -207,15 +254,20 @@ def _aic_records(
             if not np.isin(points[:, 2], (0, 1, 2, 3)).all():
                 raise InputError(f"{where}: visibility must be 1 (visible), 2 (occluded) or 3 (absent)")
             points[:, 2] = _AIC_VISIBILITY[points[:, 2].astype(int)]
-            next_id += 1
-            if not points[:, 2].any() or points.max() <= 0:
-                dropped["without keypoints"] += 1
-            elif x2 <= x1 or y2 <= y1:
-                dropped["with a box without area"] += 1
-            else:
-                bbox = np.array([x1, y1, x2 - x1, y2 - y1])
-                records.append((f"{entry['image_id']}.jpg", image_id, next_id - 1, bbox, points, 1.0))
-    return records, dropped
+            yield image_id, np.array([x1, y1, x2 - x1, y2 - y1]), points
+
+
+def _aic_files(path: pathlib.Path, content: list) -> list[str]:
+    """The image files of an AIC file, whose entries it checks."""
+    for i, entry in enumerate(content):
+        if not isinstance(entry, dict) or not {"image_id", "human_annotations", "keypoint_annotations"} <= set(entry):
+            raise InputError(f"{path}: entry {i}: needs 'image_id', 'human_annotations' and 'keypoint_annotations'")
+    return [_within(f"{path}: entry {i}: image_id", f"{entry['image_id']}.jpg") for i, entry in enumerate(content)]
+
+
+def _is_aic(content: Any) -> bool:
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, dict) and "human_annotations" in first
 
 
 def _image_names(path: pathlib.Path, content: Any) -> dict[int, str]:
@@ -225,11 +277,14 @@ def _image_names(path: pathlib.Path, content: Any) -> dict[int, str]:
     for i, image in enumerate(content["images"]):
         if not isinstance(image, dict) or not isinstance(image.get("id"), int) or "file_name" not in image:
             raise InputError(f"{path}: image number {i} needs an integer 'id' and a 'file_name'")
-        name = str(image["file_name"])
-        if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
-            raise InputError(f"{path}: image {image['id']}: file_name {name!r} leaves the image folder")
-        names[image["id"]] = name
+        names[image["id"]] = _within(f"{path}: image {image['id']}: file_name", str(image["file_name"]))
     return names
+
+
+def _within(where: str, name: str) -> str:
+    if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
+        raise InputError(f"{where} {name!r} leaves the image folder")
+    return name
 
 
 def _numbers(where: str, key: str, values: Any, count: int, keypoints: KeypointSet | None = None) -> np.ndarray:

@@ -23,6 +23,7 @@ from data_pipelines.annotations import Instances, load_detections, load_instance
 from data_pipelines.errors import InputError
 from data_pipelines.images import read_image
 from data_pipelines.keypoints import KeypointMapping, keypoint_set
+from data_pipelines.pixels import augment_pixels
 from data_pipelines.transforms import Augmentation, View
 from data_pipelines.types import Batch, Config
 
@@ -148,8 +149,10 @@ class TrainData:
 
         matrix = transforms.warp_matrix(view, self.input_size, self.warp)
         from_image = transforms.mirrored(matrix, width) if flip else matrix
+        # Pixels last: what shows whom, and where, is the same with and without them.
+        crop = augment_pixels(rng, _crop(image, from_image, self.input_size), self.augmentation)
         return {
-            "image": _crop(image, from_image, self.input_size),
+            "image": crop,
             "keypoints": transforms.warp_points(keypoints, matrix),
             "visible": visible.astype(np.float32),
             "index": np.int64(index),

@@ -44,7 +44,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Random views in training; the reference's numbers. Probabilities are per sample."""
+    """Random views in training, and changes of their pixels; the reference's numbers. Probabilities are per sample."""
 
     flip: float = 0.5
     half_body: float = 0.3
@@ -53,6 +53,10 @@ class Augmentation:
     scale: float = 0.5  # the view is 1 - scale to 1 + scale of the padded box
     rotation: float = 80.0  # degrees
     rotation_probability: float = 0.6
+    # Probabilities of what `data_pipelines.pixels` does, and the reference does in some configs.
+    photometric: float = 0.0
+    coarse_dropout: float = 0.0
+    grid_mask: float = 0.0
 
 
 def clip_box(xywh: Float[np.ndarray, "4"], size: tuple[int, int]) -> Float[np.ndarray, "4"]:

@@ -110,7 +110,7 @@ def load_torch_state_dict(model: nnx.Module, tensors: Mapping[str, np.ndarray]) 
     params, stats = state_dict(model)
     ours = {**params, **stats}
     arrays = _canonical(tensors, {name: _torch_shape(array) for name, array in ours.items()}, "the state dict")
-    filled = {name: jnp.asarray(_ours(array)) for name, array in arrays.items() if not name.endswith(_COUNTER)}
+    filled = {name: jnp.array(_ours(array)) for name, array in arrays.items() if not name.endswith(_COUNTER)}
     fill(model, {**ours, **filled})
 
 
@@ -144,7 +144,7 @@ def initial_backbone(path: str | pathlib.Path, params: Arrays, stats: Arrays) ->
         )
     if problems := mismatches(backbone, shapes):
         raise InputError(f"{where}: its backbone differs in {len(problems)} entries: {'; '.join(problems)}")
-    arrays = {name: jnp.asarray(array) for name, array in backbone.items()}
+    arrays = {name: jnp.array(array) for name, array in backbone.items()}
     return {name: arrays.get(name, array) for name, array in params.items()}, {name: arrays[name] for name in stats}
 
 

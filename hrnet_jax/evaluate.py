@@ -18,9 +18,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Real
 from ml_collections import ConfigDict
 
+from data_pipelines.annotations import coco_annotations
+from data_pipelines.errors import InputError
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from data_pipelines.types import Batch
@@ -39,8 +41,8 @@ STD = (58.395, 57.12, 57.375)
 logger = logging.getLogger(__name__)
 
 
-def normalise(images: UInt8[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
-    """uint8 RGB -> float32 with ImageNet's statistics."""
+def normalise(images: Real[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
+    """RGB of 0 to 255, uint8 where it comes from files -> float32 with ImageNet's statistics."""
     return (images.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
 
 
@@ -48,11 +50,11 @@ def make_eval_step(network: Network, codec: Codec, flip_indices: np.ndarray, fli
     """Compiles crops -> keypoints: two mirrored views, merged heatmaps, decoding.
 
     Returns:
-      f(params, stats, images uint8 [B,H,W,3]) -> keypoints [B,K,2] in crop pixels, scores [B,K].
+      f(params, stats, images of 0 to 255 [B,H,W,3]) -> keypoints [B,K,2] in crop pixels, scores [B,K].
     """
 
     @jax.jit
-    def eval_step(params: Arrays, stats: Arrays, images: UInt8[Array, "b h w 3"]) -> tuple[Array, Array]:
+    def eval_step(params: Arrays, stats: Arrays, images: Real[Array, "b h w 3"]) -> tuple[Array, Array]:
         images = normalise(images)
         heatmaps, _ = network(params, stats, images, train=False)
         if flip_test:
@@ -66,7 +68,8 @@ def make_eval_step(network: Network, codec: Codec, flip_indices: np.ndarray, fli
 class Evaluator:
     """Evaluates parameters on a config's evaluation set; keeps the compiled step and the annotations.
 
-    Raises InputError as `EvalData.load` and `eval.coco.evaluate` do.
+    Raises InputError as `EvalData.load` and `eval.coco.evaluate` do, when the network lacks a keypoint that the
+    annotations have, and when sizes are to come from areas that they do not have.
     """
 
     def __init__(self, config: ConfigDict, network: Network, mesh: jax.sharding.Mesh):
@@ -74,7 +77,16 @@ class Evaluator:
         self.codec = create_codec(config.codec)
         self.joints = keypoint_set(config.model.keypoints)
         self.labels = keypoint_set(config.data.eval.keypoints)
+        if missing := [name for name in self.labels.names if name not in self.joints.names]:
+            raise InputError(
+                f"config.data.eval.keypoints={self.labels.name!r}: the model's set {self.joints.name!r} lacks "
+                f"{', '.join(missing)}"
+            )
         self.data = EvalData.load(config.data, config.eval.batch_size)
+        annotations = pathlib.Path(config.data.root) / config.data.eval.annotations
+        self.truth = coco_annotations(annotations, self.labels)
+        if isinstance(self.truth, dict) and config.eval.use_area:
+            raise InputError(f"{annotations}: annotates no areas; set config.eval.use_area=False")
         self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
         # Which of the network's keypoints the annotations know.
         self.order = [self.joints.index(name) for name in self.labels.names]
@@ -122,12 +134,13 @@ class Evaluator:
             "flip_test": e.flip_test,
             "nms": f"{e.nms} {e.nms_threshold:g}",
             "score_mode": e.score_mode,
+            "use_area": e.use_area,
         }
 
     def _measure(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
-        e, root = self.config.eval, pathlib.Path(self.config.data.root)
+        e = self.config.eval
         return coco.evaluate(
-            root / self.config.data.eval.annotations,
+            self.truth,
             predictions,
             keypoint_set=self.labels,
             nms=e.nms,

@@ -575,7 +575,10 @@ def test_the_command_converts_both_ways(monkeypatch, capsys, pth, mmpose, tmp_pa
         ({"config": ""}, "add --config FILE[:ARG]"),
         ({"config": "nowhere.py"}, "nowhere.py: no such config file"),
         ({"config": f"{REPOSITORY}/configs/coco.py:w99"}, "unknown variant w99"),
-        ({"config": f"{REPOSITORY}/configs/quickstart.py"}, "the file holds tiny (width 8), the model is small (width 16)"),
+        (
+            {"config": f"{REPOSITORY}/configs/quickstart.py"},
+            "the file holds tiny (width 8), the model is small (width 16)",
+        ),
         ({"config": f"{REPOSITORY}/configs/coco_aic_combine.py:runlocal"}, "(17, 8, 1, 1), the model (19, 8, 1, 1)"),
         ({"input": "nowhere.pth"}, "nowhere.pth: no such file"),
         ({"input": __file__}, "of unknown format"),

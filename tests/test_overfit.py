@@ -95,8 +95,8 @@ def test_keypoints_come_back_to_image_pixels(evaluator):
     """The codec's best answer to the true keypoints lies on them, in the image's pixels."""
     for batch in evaluator.data:
         keypoints, _ = evaluator._best_possible(batch)
-        rows = np.flatnonzero(batch["valid"])
-        for prediction, row in zip(evaluator._predictions(batch, keypoints, np.ones(keypoints.shape[:2])), rows, strict=True):
+        predictions = evaluator._predictions(batch, keypoints, np.ones(keypoints.shape[:2]))
+        for prediction, row in zip(predictions, np.flatnonzero(batch["valid"]), strict=True):
             instance = np.flatnonzero(evaluator.data.instances.instance_id == batch["instance_id"][row])[0]
             truth = evaluator.data.instances.keypoints[instance]
             inside = (batch["keypoints"][row] > 8).all(-1) & (batch["keypoints"][row] < jnp.array([87, 119])).all(-1)

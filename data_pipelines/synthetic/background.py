@@ -45,13 +45,13 @@ def finish(rng: np.random.Generator, image: UInt8[np.ndarray, "height width 3"])
 
 def _floor(rng: np.random.Generator, image: np.ndarray, base: Colour) -> None:
     horizon = int(rng.uniform(0.35, 0.85) * image.shape[0])
-    floor = wardrobe.shade(wardrobe.jitter(rng, base, 25), float(rng.uniform(0.6, 0.9)))
+    floor = wardrobe.shade(wardrobe.jitter(rng, base, 25.0), float(rng.uniform(0.6, 0.9)))
     image[horizon:] = image[horizon:] // 2 + (np.array(floor) // 2).astype(np.uint8)
 
 
 def _stripes(rng: np.random.Generator, image: np.ndarray, base: Colour) -> None:
     height, width = image.shape[:2]
-    colour = wardrobe.jitter(rng, base, 30)
+    colour = wardrobe.jitter(rng, base, 30.0)
     step, slope = int(rng.integers(10, 40)), rng.uniform(-0.5, 0.5)
     for position in range(-height, width + height, step):
         if rng.random() < 0.8:
@@ -63,7 +63,7 @@ def _stripes(rng: np.random.Generator, image: np.ndarray, base: Colour) -> None:
 
 def _shape(rng: np.random.Generator, image: np.ndarray, base: Colour) -> None:
     height, width = image.shape[:2]
-    colour = wardrobe.jitter(rng, base, 40) if rng.random() < 0.6 else wardrobe.random_background(rng)
+    colour = wardrobe.jitter(rng, base, 40.0) if rng.random() < 0.6 else wardrobe.random_background(rng)
     x, y = int(rng.uniform(0, width)), int(rng.uniform(0, height))
     a, b = (int(rng.uniform(0.03, 0.25) * width) for _ in range(2))
     kind = rng.integers(4)

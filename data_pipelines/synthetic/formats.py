@@ -6,10 +6,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from data_pipelines.keypoints import AIC, COCO, COCO_AIC, KeypointMapping
-from data_pipelines.synthetic.render import Box, Scene
+from data_pipelines.synthetic.render import Box, Person, Scene
 
 Record = dict[str, Any]
 
@@ -34,7 +34,7 @@ def coco_annotations(scene: Scene, image_id: int) -> list[Record]:
     """
     records = []
     for person in scene.people:
-        keypoints = _TO_COCO.apply(person.keypoints) if person.labelled else np.zeros((len(COCO), 3), int)
+        keypoints = _mapped(_TO_COCO, person) if person.labelled else np.zeros((len(COCO), 3), int)
         records.append(
             {
                 "segmentation": _polygons(person.mask, person.box),
@@ -70,7 +70,7 @@ def aic_record(scene: Scene, image_id: str, url: str = "") -> Record:
     for number, person in enumerate((p for p in scene.people if p.labelled), start=1):
         x, y, width, height = person.box
         boxes[f"human{number}"] = [x, y, x + width - 1, y + height - 1]
-        points = _TO_AIC.apply(person.keypoints)
+        points = _mapped(_TO_AIC, person)
         points[:, 2] = 3 - points[:, 2]
         keypoints[f"human{number}"] = points.ravel().tolist()
     return {"image_id": image_id, "human_annotations": boxes, "keypoint_annotations": keypoints, "url": url}
@@ -114,13 +114,17 @@ _TO_COCO = KeypointMapping(COCO_AIC, COCO)
 _TO_AIC = KeypointMapping(COCO_AIC, AIC)
 
 
-def _polygons(mask: Bool[np.ndarray, "height width"], box: Box) -> list[list[float]]:
+def _mapped(mapping: KeypointMapping, person: Person) -> Int[np.ndarray, "keypoints 3"]:
+    return mapping.apply(person.keypoints.astype(float)).astype(int)
+
+
+def _polygons(mask: Bool[np.ndarray, "height width"], box: Box) -> list[list[int]]:
     """Outlines of the mask's regions as COCO polygons; a mask too thin for one gets its box."""
     x, y, width, height = box
     contours, _ = cv2.findContours(
         mask[y : y + height, x : x + width].astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y)
     )
-    polygons: list[list[float]] = [contour.ravel().tolist() for contour in contours if len(contour) >= 3]
+    polygons: list[list[int]] = [contour.astype(int).ravel().tolist() for contour in contours if len(contour) >= 3]
     return polygons or [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 

@@ -40,7 +40,7 @@ def _yaw(rng: np.random.Generator) -> float:
     kind = rng.random()
     if kind < 0.68:
         return _degrees(rng.normal(0, 22))
-    if kind < 0.84:
+    if kind < 0.83:
         return _degrees(180 + rng.normal(0, 22))
     return _degrees(rng.choice([-90, 90]) + rng.normal(0, 25))
 

@@ -38,10 +38,10 @@ class Settings:
       portrait: share of upright images.
     """
 
-    people: tuple[float, ...] = (0.07, 0.4, 0.3, 0.16, 0.07)
-    heights: tuple[float, float] = (80, 220)
-    truncated: float = 0.28
-    occluder: float = 0.12
+    people: tuple[float, ...] = (0.07, 0.42, 0.32, 0.14, 0.05)
+    heights: tuple[float, float] = (80.0, 220.0)
+    truncated: float = 0.25
+    occluder: float = 0.1
     tiny: float = 0.12
     crowd: float = 0.05
     portrait: float = 0.35
@@ -50,7 +50,13 @@ class Settings:
 # AI Challenger's images show people close by, all of them annotated.
 COCO_SETTINGS = Settings()
 AIC_SETTINGS = Settings(
-    people=(0.0, 0.4, 0.35, 0.25), heights=(100, 220), truncated=0.3, occluder=0.15, tiny=0, crowd=0, portrait=0.5
+    people=(0.0, 0.4, 0.35, 0.25),
+    heights=(100.0, 220.0),
+    truncated=0.3,
+    occluder=0.15,
+    tiny=0.0,
+    crowd=0.0,
+    portrait=0.5,
 )
 
 
@@ -94,7 +100,7 @@ def render_scene(rng: np.random.Generator, image_size: tuple[int, int], settings
     count = int(rng.choice(len(settings.people), p=settings.people))
     # The smaller, the farther away.
     low, high = settings.heights
-    heights = sorted(low + (high - low) * rng.random(count))
+    heights = sorted((low + (high - low) * rng.random(count)).tolist())
     for person_height in heights:
         canvas.draw_person(person_height, labelled=True, truncated=rng.random() < settings.truncated)
         if rng.random() < settings.occluder:
@@ -141,7 +147,7 @@ class _Canvas:
         figure, _ = self.people[-1]
         x0, y0, x1, y1 = figure.bounds()
         wide, high = x1 - x0, y1 - y0
-        colour = wardrobe.jitter(rng, wardrobe.random_background(rng), 20)
+        colour = wardrobe.jitter(rng, wardrobe.random_background(rng), 20.0)
         kind = rng.integers(4)
         if kind == 0:  # a table or a wall before the legs
             top = y0 + rng.uniform(0.55, 0.85) * high
@@ -174,14 +180,14 @@ class _Canvas:
             )
         else:  # a plant
             foot = x0 + rng.uniform(0, 1) * wide, y0 + rng.uniform(0.8, 1.1) * high
-            green = wardrobe.jitter(rng, (60, 140, 70), 30)
+            green = wardrobe.jitter(rng, (60, 140, 70), 30.0)
             for _ in range(int(rng.integers(4, 9))):
                 angle, reach = rng.normal(0, 0.7), rng.uniform(0.2, 0.45) * max(wide, high)
                 tip = foot[0] + np.sin(angle) * reach, foot[1] - np.cos(angle) * reach
                 across = 0.12 * reach * np.cos(angle), 0.12 * reach * np.sin(angle)
                 middle = (foot[0] + tip[0]) / 2, (foot[1] + tip[1]) / 2
                 sides = [(middle[0] + s * across[0], middle[1] + s * across[1]) for s in (1, -1)]
-                self._thing([foot, sides[0], tip, sides[1]], wardrobe.jitter(rng, green, 15))
+                self._thing([foot, sides[0], tip, sides[1]], wardrobe.jitter(rng, green, 15.0))
 
     def scene(self) -> Scene:
         """Finishes the image and reads off the map who is seen where."""
@@ -200,8 +206,8 @@ class _Canvas:
         rng = self.rng
         x0, y0, x1, y1 = bounds
         wide, high = x1 - x0, y1 - y0
-        left = rng.uniform(0, max(self.width - wide, 1))
-        top = rng.uniform(0, max(self.height - high, 1))
+        spots = rng.uniform(0, 1, (3, 2)) * (max(self.width - wide, 1), max(self.height - high, 1))
+        left, top = min(spots.tolist(), key=lambda spot: self._crowding(spot[0], spot[1], wide, high))
         if self.people and not truncated and rng.random() < 0.12:  # beside or before the one drawn last
             ox0, oy0, ox1, oy1 = self.people[-1][0].bounds()
             left = (ox0 + ox1) / 2 + rng.choice([-1, 1]) * rng.uniform(0.35, 0.6) * (wide + ox1 - ox0) / 2 - wide / 2
@@ -209,7 +215,7 @@ class _Canvas:
             left, top = np.clip(left, 0, max(self.width - wide, 1)), np.clip(top, 0, max(self.height - high, 1))
         if truncated:
             side = rng.choice(["bottom", "top", "left", "right"], p=[0.5, 0.1, 0.2, 0.2])
-            cut = rng.uniform(0.12, 0.42)
+            cut = rng.uniform(0.1, 0.36)
             if side == "bottom":
                 top = self.height - (1 - cut) * high
             elif side == "top":
@@ -219,6 +225,15 @@ class _Canvas:
             else:
                 left = self.width - (1 - cut) * wide
         return float(left - x0), float(top - y0)
+
+    def _crowding(self, left: float, top: float, wide: float, high: float) -> float:
+        """How many pixels a box there would share with the people drawn already."""
+        shared = 0.0
+        for figure, _ in self.people:
+            x0, y0, x1, y1 = figure.bounds()
+            across, down = min(x1, left + wide) - max(x0, left), min(y1, top + high) - max(y0, top)
+            shared += max(across, 0.0) * max(down, 0.0)
+        return shared
 
     def _draw(self, shapes: Iterable[figures.Shape], number: Callable[[figures.Shape], int], *, outlined: bool) -> None:
         for shape in shapes:
@@ -249,8 +264,11 @@ class _Canvas:
         visibility = np.where(inside, 1 + (inside & seen), 0)
         keypoints = np.stack([x, y, visibility], 1)
         x0, y0, x1, y1 = figure.bounds()
-        left, top = max(0, round(x0)), max(0, round(y0))
-        right, bottom = min(self.width - 1, round(x1)), min(self.height - 1, round(y1))
+        # OpenCV may set a pixel just beyond a corner: the box holds those as well.
+        mask_left, mask_top, mask_width, mask_height = cv2.boundingRect(mask.astype(np.uint8))
+        left, top = min(max(0, round(x0)), mask_left), min(max(0, round(y0)), mask_top)
+        right = max(min(self.width - 1, round(x1)), mask_left + mask_width - 1)
+        bottom = max(min(self.height - 1, round(y1)), mask_top + mask_height - 1)
         coco = visibility[: COCO_AIC.index("head_top")]
         return Person(
             keypoints=keypoints,

@@ -16,7 +16,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.keypoints import COCO
 
 
-def describe(annotations_path: str | os.PathLike[str]) -> dict[str, float]:
+def describe(annotations_path: str | os.PathLike[str]) -> dict[str, int | float]:
     """Statistics of a COCO keypoint annotation file.
 
     People are annotations with labelled keypoints; crowds do not count. A person counts as truncated when a

@@ -46,7 +46,7 @@ class Clothes:
 
 def random_clothes(rng: np.random.Generator, background: Colour) -> Clothes:
     """Draws an appearance whose clothes mostly stand out from the background's main colour."""
-    skin = jitter(rng, SKIN[rng.integers(len(SKIN))], 8)
+    skin = jitter(rng, SKIN[rng.integers(len(SKIN))], 8.0)
     # The back of a head must not look like a face.
     hair = [colour for colour in HAIR if np.abs(np.subtract(colour, skin)).sum() > 150]
     shirt = _cloth(rng, background)
@@ -54,11 +54,12 @@ def random_clothes(rng: np.random.Generator, background: Colour) -> Clothes:
     skirt = rng.random() < 0.15
     return Clothes(
         skin=skin,
-        hair=jitter(rng, hair[rng.integers(len(hair))], 8),
+        hair=jitter(rng, hair[rng.integers(len(hair))], 8.0),
         eyes=(24, 22, 30),
         lips=(168, 50, 56),
         shirt=shirt,
-        sleeves=shirt if rng.random() < 0.8 else _cloth(rng, background),
+        # A tone apart from the shirt, so that an arm before the trunk can be told from it.
+        sleeves=shade(shirt, rng.choice([0.75, 1.25]).item()) if rng.random() < 0.75 else _cloth(rng, shirt),
         stripes=_cloth(rng, shirt) if rng.random() < 0.25 else None,
         front=_cloth(rng, shirt) if rng.random() < 0.5 else None,
         trousers=trousers,
@@ -81,7 +82,7 @@ def random_background(rng: np.random.Generator) -> Colour:
 
 def cold_skin(rng: np.random.Generator) -> Colour:
     """A skin tone with red and blue exchanged."""
-    r, g, b = jitter(rng, SKIN[rng.integers(len(SKIN))], 8)
+    r, g, b = jitter(rng, SKIN[rng.integers(len(SKIN))], 8.0)
     return b, g, r
 
 

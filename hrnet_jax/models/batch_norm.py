@@ -56,8 +56,9 @@ class BatchNorm(nnx.Module):
         var = jnp.maximum(jnp.square(grouped).mean((1, 2, 3)) - jnp.square(mean), 0)
 
         n = group * h * w
-        self.mean[...] = MOMENTUM * self.mean[...] + (1 - MOMENTUM) * mean.mean(0)
-        self.var[...] = MOMENTUM * self.var[...] + (1 - MOMENTUM) * var.mean(0) * (n / max(n - 1, 1))
+        unbiased = var.mean(0) * (n / max(n - 1, 1))
+        self.mean.set_value(MOMENTUM * self.mean[...] + (1 - MOMENTUM) * mean.mean(0))
+        self.var.set_value(MOMENTUM * self.var[...] + (1 - MOMENTUM) * unbiased)
 
         gain = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
         offset = self.bias[...] - mean * gain

@@ -1,0 +1,119 @@
+"""The commands as a user runs them: processes, exit codes, one line for what is wrong, and an installed wheel."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from data_pipelines.synthetic import write_dataset
+from tests.helpers import REPOSITORY, run
+
+COMMANDS = ("hrnet_jax.train", "hrnet_jax.evaluate", "data_pipelines.synthetic", "eval.coco")
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A small synthetic data set."""
+    root = tmp_path_factory.mktemp("people")
+    write_dataset(root, coco_train=24, coco_val=8, aic_train=8, processes=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(people, tmp_path_factory):
+    """A work directory made by the command line on the synthetic data, and what the command printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "quick"
+    done = run(
+        *("hrnet_jax.train", "--config", "configs/quickstart.py", "--workdir", workdir, f"--config.data.root={people}"),
+        *("--config.epochs=1", "--config.batch_size=8", "--config.eval.batch_size=8", "--config.log_every=2"),
+        *("--config.model.variant=tiny", "--config.codec.input_size=(96,96)"),
+    )
+    return workdir, done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_useful(command):
+    text = run(command, "--help").stdout
+    assert "--" in text
+    assert len(text) > 200
+
+
+def test_the_quickstart_path_in_small(trained, people, tmp_path):
+    workdir, printed = trained
+    assert "samples/s data wait" in printed
+    assert "ETA" in printed
+    for name in ("metrics.json", "keypoints.json", "curves.png", "predictions.png", "metrics.jsonl", "config.json"):
+        assert (workdir / name).stat().st_size > 0, name
+    metrics = json.loads((workdir / "metrics.json").read_text())
+    assert metrics["boxes"].startswith("COCO_val2017_detections")
+    assert {"AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL"} <= set(metrics)
+
+    output = tmp_path / "annotated"
+    done = run(
+        *("hrnet_jax.evaluate", "--checkpoint", workdir, "--output", output, "--config.data.eval.boxes="),
+    )
+    assert "annotated" in done.stdout
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["boxes"] == "annotated"
+    assert metrics["codec_AP"] > 0.9
+    annotations = people / "coco/annotations/person_keypoints_val2017.json"
+    again = run("eval.coco", "--annotations", annotations, "--results", output / "keypoints.json")
+    assert "AP50" in again.stdout
+
+
+TRAIN = ("hrnet_jax.train", "--config", "configs/quickstart.py", "--workdir", "{tmp}/w", "--config.data.root={people}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*TRAIN, "--config.optimizer.learnin_rate=1"), "learnin_rate"),
+        ((*TRAIN, "--config.batch_size=many"), "batch_size"),
+        ((*TRAIN, "--verbose"), "unknown arguments: --verbose"),
+        ((*TRAIN, "--config.data.root={tmp}/none"), "none/"),
+        (("hrnet_jax.train", "--config", "none.py", "--workdir", "{tmp}"), "none.py: no such config file"),
+        (("hrnet_jax.train", "--config", "configs/coco.py:w64", "--workdir", "{tmp}"), "unknown variant w64"),
+        (("hrnet_jax.train", "--config", "configs/coco.py"), "missing --workdir"),
+        (("hrnet_jax.evaluate", "--checkpoint", "{tmp}/none", "--output", "{tmp}"), "none: no such folder"),
+        (("hrnet_jax.evaluate", "--checkpoint", "{tmp}", "--output", "{tmp}"), "config.json: no such file"),
+        (("eval.coco", "--annotations", "{tmp}/none.json", "--results", "{tmp}/r.json"), "none.json: no such file"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_1(people, tmp_path, arguments, message):
+    arguments = [argument.format(people=people, tmp=tmp_path) for argument in arguments]
+    done = run(*arguments, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    assert message in lines[0]
+
+
+def test_the_wheel_works_in_an_empty_environment_and_another_directory(people, tmp_path):
+    uv = shutil.which("uv") or str(pathlib.Path(sys.executable).parent / "uv")
+    subprocess.run([uv, "build", "--quiet", "--wheel", "--out-dir", tmp_path, REPOSITORY], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, tmp_path / "env"], check=True)
+    python = tmp_path / "env" / "bin" / "python"
+    requirements = REPOSITORY / "requirements.txt"
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", python, "-r", requirements, wheel], check=True)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def installed(*arguments):
+        command = [str(argument) for argument in arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    where = installed(python, "-c", "import hrnet_jax, eval, data_pipelines; print(hrnet_jax.__file__)")
+    assert str(tmp_path / "env") in where.stdout, where.stderr
+    config = f"{REPOSITORY / 'configs/quickstart.py'}"
+    done = installed(
+        *(tmp_path / "env" / "bin" / "hrnet-train", "--config", config, "--workdir", "run"),
+        *(f"--config.data.root={people}", "--config.epochs=1", "--config.batch_size=8", "--config.eval.batch_size=8"),
+        *("--config.model.variant=tiny", "--config.codec.input_size=(96,96)"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "metrics.json").exists()

@@ -1,0 +1,244 @@
+"""The network, its training and its predictions against MMPose 1.3.2's numbers, at full float32 precision.
+
+Weights and inputs follow golden/README.md: drawn by name and seed, so that no weights need to be stored.
+"""
+
+import json
+import zlib
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import common
+from data_pipelines.images import read_image
+from data_pipelines.keypoints import COCO
+from hrnet_jax.codecs import create_codec
+from hrnet_jax.convert import load_torch_state_dict
+from hrnet_jax.evaluate import MEAN, STD, make_eval_step, normalise, to_image
+from hrnet_jax.models import Network, create_model, state_dict
+from hrnet_jax.train import TrainState, learning_rate, make_train_step
+from tests.parity_table import record
+
+W32 = {"variant": "w32", "keypoints": "coco"}
+MODELS = {"w32": W32, "w48": {**W32, "variant": "w48"}, "w32_19kpt": {**W32, "keypoints": "coco_aic"}}
+MSRA = {"name": "msra", "input_size": (256, 192), "sigma": 2.0}
+
+
+@pytest.fixture(autouse=True)
+def _full_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    return shared / "reference/golden"
+
+
+def golden_model(config):
+    """A model with the golden weights of its parameters' names."""
+    model = create_model(config)
+    params, stats = state_dict(model)
+    shapes = {name: array.shape for name, array in {**params, **stats}.items()}
+    load_torch_state_dict(model, {name: golden_array(name, shape) for name, shape in shapes.items()})
+    return model
+
+
+def golden_array(name, shape):
+    """One array in PyTorch's layout, from our shape."""
+    rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+    parts = name.split(".")
+    if len(shape) == 4:
+        height, width, inputs, outputs = shape
+        array = rng.standard_normal((outputs, inputs, height, width)) * np.sqrt(2 / (inputs * height * width))
+    elif name == "head.final_layer.bias":
+        array = rng.standard_normal(shape) * 0.05
+    elif name.endswith(("bias", "running_mean")):
+        array = rng.standard_normal(shape) * 0.1
+    else:
+        array = 0.5 + rng.random(shape)
+        last_of_block = ("layer1" in parts and "bn3" in parts) or ("branches" in parts and "bn2" in parts)
+        if parts[-1] == "weight" and (last_of_block or "fuse_layers" in parts):
+            array = array * 0.25
+    return array.astype(np.float32)
+
+
+def golden_input(seed, batch):
+    """Noise [batch, 256, 192, 3] as the network takes it, and as the compiled steps do: before normalisation."""
+    noise = np.random.Generator(np.random.PCG64(seed)).standard_normal((batch, 3, 256, 192)).astype(np.float32)
+    noise = noise.transpose(0, 2, 3, 1)
+    return jnp.asarray(noise), jnp.asarray(noise * np.array(STD) + MEAN, jnp.float32)
+
+
+def difference(ours, theirs):
+    """The relative L2 distance."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def nchw(heatmaps):
+    return np.asarray(heatmaps).transpose(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def w32():
+    """A golden model in inference mode, not to be changed."""
+    return golden_model(W32)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_forward(golden, name):
+    facts = json.loads((golden / f"forward_{name}.json").read_text())
+    expected = np.load(golden / f"forward_{name}.npz")
+    noise, _ = golden_input(facts["input_seed"], facts["batch"])
+    np.testing.assert_array_equal(nchw(noise).ravel()[:8], expected["input_first8"])
+    model = golden_model(MODELS[name])
+    assert sum(array.size for array in state_dict(model)[0].values()) == facts["n_params"]
+    record(f"forward, {name}: heatmaps", difference(nchw(model(noise)), expected["heatmaps"]), 1e-5)
+    if "heatmaps_train" not in expected:
+        return
+    model.train()
+    heatmaps = model(noise)
+    record(f"forward, {name}: heatmaps in training mode", difference(nchw(heatmaps), expected["heatmaps_train"]), 1e-4)
+    _, stats = state_dict(model)
+    names = [key for key in expected if "running" in key]
+    assert len(names) == 6
+    for key in names:
+        record(f"forward, {name}: running statistics", difference(stats[key], expected[key]), 1e-5)
+
+
+@pytest.fixture(scope="module")
+def training(golden, w32):
+    """Six steps of the real training step: their losses, and the states after the first and the fifth."""
+    expected = np.load(golden / "train_step_w32.npz")
+    params, stats = state_dict(w32)
+    optimizer = optax.adam(5e-4)
+    with jax.default_matmul_precision("highest"):
+        step = make_train_step(Network.of(w32), create_codec(MSRA), optimizer, 1)
+        # The step donates its state.
+        params, stats = jax.tree.map(jnp.copy, (params, stats))
+        state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
+        batch = {
+            "image": golden_input(0, 2)[1],
+            "keypoints": expected["keypoints"],
+            "visible": expected["keypoints_visible"],
+            "source": np.zeros(2, np.int32),
+        }
+        losses, states = [], []
+        for _ in range(6):
+            state, measured = step(state, batch)
+            losses.append(float(measured["loss"]))
+            states.append(jax.device_get(state))
+    return losses, states
+
+
+def test_training_losses(golden, training):
+    expected = json.loads((golden / "train_step_w32.json").read_text())["f32"]["losses"]
+    losses, _ = training
+    relative = np.abs(np.array(losses) / expected - 1)
+    record("training: loss of step 0", relative[0], 1e-5)
+    record("training: losses over five Adam steps", relative.max(), 3e-3)
+
+
+def test_training_gradients(golden, training):
+    expected = json.loads((golden / "train_step_w32.json").read_text())["f32"]["grad_norms_step0"]
+    _, states = training
+    # After one step Adam's first moment is 0.1 times the gradient.
+    gradients = {name: moment / 0.1 for name, moment in states[0].opt_state[0].mu.items()}
+    assert gradients.keys() == expected.keys()
+    deviations = np.array([abs(np.linalg.norm(gradients[name]) / norm - 1) for name, norm in expected.items()])
+    record("training: gradient norms, median", np.median(deviations), 1e-4)
+    record("training: gradient norms, worst", deviations.max(), 1e-2)
+
+
+def test_training_moves_statistics_and_parameters(golden, training):
+    _, states = training
+    expected = np.load(golden / "forward_w32.npz")
+    for key in (key for key in expected if "running" in key):
+        record("training: running statistics after a step", difference(states[0].stats[key], expected[key]), 1e-5)
+    norms = json.loads((golden / "train_step_w32.json").read_text())["f32"]["param_norms_after5"]
+    for name, norm in norms.items():
+        ours = np.linalg.norm(states[4].params[name])
+        record("training: norms of parameters after five steps", abs(ours / norm - 1), 1e-3)
+
+
+def test_whole_prediction(golden, w32):
+    expected = np.load(golden / "predict_w32.npz")
+    codec = create_codec(MSRA)
+    params, stats = state_dict(w32)
+    step = make_eval_step(Network.of(w32), codec, COCO.flip_indices, flip_test=True)
+    keypoints, scores = step(params, stats, golden_input(3, 2)[1])
+    in_image = to_image(np.asarray(keypoints), expected["input_center"], expected["input_scale"], (256, 192))
+    record("whole prediction: keypoints", np.abs(in_image - expected["keypoints_shift"]).max(), 1e-2, " px")
+    record("whole prediction: scores", difference(scores, expected["scores_shift"]), 1e-5)
+
+
+def test_flip_test_with_and_without_shift(golden, w32):
+    expected = np.load(golden / "predict_w32.npz")
+    codec = create_codec(MSRA)
+    noise, _ = golden_input(3, 2)
+    heatmaps, mirrored = w32(noise), w32(noise[:, :, ::-1])
+    for name, shift in (("shift", True), ("noshift", False)):
+        merged = (heatmaps + codec.flip_back(mirrored, COCO.flip_indices, shift)) * 0.5
+        record("flip test: merged heatmaps", difference(nchw(merged), expected[f"heatmaps_{name}"]), 1e-5)
+        keypoints, scores = codec.decode(merged)
+        in_image = to_image(np.asarray(keypoints), expected["input_center"], expected["input_scale"], (256, 192))
+        record("flip test: keypoints", np.abs(in_image - expected[f"keypoints_{name}"]).max(), 1e-2, " px")
+        record("flip test: scores", difference(scores, expected[f"scores_{name}"]), 1e-5)
+
+
+def test_bfloat16(golden):
+    """Heatmaps, keypoints with a clear peak, and statistics of bfloat16 compute against float32."""
+    codec = create_codec(MSRA)
+    exact, rough = golden_model(W32), golden_model({**W32, "dtype": "bfloat16"})
+    assert {str(array.dtype) for array in state_dict(rough)[0].values()} == {"float32"}
+    within = []
+    for seed in range(2):
+        noise, _ = golden_input(seed, 8)
+        ours, reference = rough(noise), exact(noise)
+        assert ours.dtype == np.float32
+        record("bfloat16: heatmaps", difference(ours, reference), 2e-2)
+        error = np.sqrt(np.mean(np.square(ours - reference)))
+        peaks = np.sort(np.asarray(reference).reshape(8, -1, len(COCO)), axis=1)
+        clear = peaks[:, -1] - peaks[:, -2] > 3 * error
+        distance = np.linalg.norm(np.asarray(codec.decode(ours)[0] - codec.decode(reference)[0]), axis=-1)
+        within.append(distance[clear] <= 1)
+    within = np.concatenate(within)
+    assert len(within) > 50
+    record("bfloat16: share of keypoints with a clear peak that move more than 1 px", 1 - within.mean(), 0.05)
+
+    for model in (exact, rough):
+        model.train()
+        model(noise)
+    ours, reference = state_dict(rough)[1], state_dict(exact)[1]
+    assert {str(array.dtype) for array in ours.values()} == {"float32"}
+    means = [difference(ours[name], reference[name]) for name in ours]
+    record("bfloat16: running statistics after a step", max(means), 2e-2)
+    rough.eval()
+    rough(noise)
+    assert {str(array.dtype) for array in state_dict(rough)[1].values()} == {"float32"}
+
+
+def test_learning_rate(golden):
+    facts = json.loads((golden / "lr_schedule.json").read_text())
+    known = {int(step): rate for step, rate in facts["lr_at_iteration"].items()}
+    config = common.recipe(keypoints="coco", train={}, evaluate={}).optimizer
+    assert config.learning_rate == facts["base_lr"]
+    # Linear or constant between the steps that the file lists.
+    expected = np.interp(np.arange(max(known) + 1), list(known), list(known.values()))
+    rates = np.asarray(jax.vmap(learning_rate(config, facts["iters_per_epoch"]))(np.arange(max(known) + 1)))
+    record("learning rate over a schedule", np.abs(rates / expected - 1).max(), 1e-6)
+
+
+def test_preprocessing(golden):
+    for name, facts in json.loads((golden / "preprocess.json").read_text()).items():
+        crop = read_image(golden / "crops" / name)
+        ours = np.asarray(normalise(jnp.asarray(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)[None])))[0]
+        assert ours.dtype == np.float32
+        record("preprocessing", np.abs(ours[100, 50] - facts["at_y100_x50"]).max(), 1e-6)
+        record("preprocessing", np.abs(ours.mean((0, 1), np.float64) - facts["channel_mean"]).max(), 1e-5)
+        record("preprocessing", np.abs(ours.std((0, 1), np.float64) - facts["channel_std"]).max(), 1e-5)

@@ -1,0 +1,205 @@
+"""docs/recipes.json: every recipe is the reference's, every published number is its own, and the page follows."""
+
+import json
+import pathlib
+import runpy
+
+import pytest
+
+from data_pipelines import pixels
+from data_pipelines.keypoints import KeypointMapping, keypoint_set
+from data_pipelines.transforms import Augmentation
+from hrnet_jax import config as config_lib
+from hrnet_jax.codecs import create_codec
+from hrnet_jax.config import load_config
+from hrnet_jax.models import VARIANTS
+from tests.helpers import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+RECORD = json.loads((DOCS / "recipes.json").read_text())
+RECIPES = {recipe["reference"]: recipe for recipe in RECORD["recipes"]}
+FOLDER = "https://download.openmmlab.com/mmpose/"
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    return json.loads((shared / "reference/golden/config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reference(golden):
+    return {config["file"]: config for config in golden["configs"]}
+
+
+@pytest.fixture(params=list(RECIPES))
+def recipe(request, reference):
+    """Our config and the reference's."""
+    config = load_config(f"{REPOSITORY}/{RECIPES[request.param]['config']}")
+    config_lib.check(config)
+    config_lib.check_devices(config, 8)
+    return config, reference[request.param]
+
+
+def test_every_config_has_a_recipe(reference):
+    assert set(RECIPES) == set(reference)
+    assert len({recipe["config"] for recipe in RECIPES.values()}) == len(reference) == 20
+
+
+def test_every_published_result_is_listed(golden):
+    """The reference's 21 rows, and the two of the checkpoints of 2022-10, apart."""
+    ours = {
+        (name, table, row["checkpoint"], *(row[key] for key in ("AP", "AP50", "AP75", "AR", "AR50")))
+        for name, recipe in RECIPES.items()
+        for row in recipe["published"]
+        for table in row["tables"]
+    }
+    theirs = {
+        (row["config"], row["md"], date_of(row["ckpt"]), *(row[key] for key in ("AP", "AP50", "AP75", "AR", "AR50")))
+        for row in golden["published"]
+    }
+    assert len(theirs) == 21
+    assert theirs <= ours
+    earlier = {row[0].rpartition("-")[2]: row[2:] for row in ours - theirs}
+    assert earlier == {
+        "merge.py": ("2022-10-25", 0.757, 0.907, 0.829, 0.809, 0.944),
+        "combine.py": ("2022-10-26", 0.756, 0.906, 0.826, 0.807, 0.943),
+    }
+
+
+def date_of(checkpoint):
+    day = pathlib.PurePosixPath(checkpoint).stem.rpartition("_")[2]
+    return f"{day[:4]}-{day[4:6]}-{day[6:]}"
+
+
+def test_codec(recipe):
+    ours, theirs = recipe
+    codec = create_codec(ours.codec)
+    expected = dict(theirs["codec"])
+    height, width = codec.input_size
+    assert [width, height] == expected.pop("input_size")
+    assert [*codec.heatmap_size][::-1] == expected.pop("heatmap_size")
+    sigma = expected.pop("sigma")
+    if ours.codec.name != "udp_combined":  # whose discs have a radius and no sigma
+        assert codec.sigma == sigma
+    names = {"msra": ("MSRAHeatmap", {}), "dark": ("MSRAHeatmap", {"unbiased": True}), "udp": ("UDPHeatmap", {})}
+    names["udp_combined"] = ("UDPHeatmap", {"heatmap_type": "combined"})
+    assert (expected.pop("type"), expected) == names[ours.codec.name]
+    # MMPose's defaults: all that the configs leave open.
+    assert getattr(codec, "blur_kernel", 11) == 11
+    assert getattr(codec, "radius_factor", 0.0546875) == 0.0546875
+    affine = next(step for step in theirs["train_pipeline"] if step["type"] == "TopdownAffine")
+    assert ours.data.warp == ("udp" if affine.get("use_udp") else "msra")
+
+
+def test_network(recipe):
+    ours, theirs = recipe
+    stages = theirs["backbone"]["extra"]
+    assert f"w{stages['stage4']['num_channels'][0]}" == ours.model.variant
+    variant = VARIANTS[ours.model.variant]
+    for number in (2, 3, 4):
+        stage = stages[f"stage{number}"]
+        assert stage["num_channels"] == [variant.width * 2**branch for branch in range(number)]
+        assert stage["num_blocks"] == [variant.blocks] * number
+        assert stage["num_modules"] == variant.modules[number - 2]
+    assert len(keypoint_set(ours.model.keypoints)) * ours.model.maps_per_keypoint == theirs["head"]["out_channels"]
+    assert ours.model.group_size == theirs["batch_per_gpu"]
+    assert ours.model.dtype == ("bfloat16" if theirs["optim_wrapper"].get("type") == "AmpOptimWrapper" else "float32")
+    assert theirs["head"]["loss"]["use_target_weight"]
+    assert ("Combined" in theirs["head"]["loss"]["type"]) == (ours.codec.name == "udp_combined")
+
+
+def test_schedule(recipe):
+    ours, theirs = recipe
+    warmup, steps = theirs["param_scheduler"]
+    assert theirs["optim_wrapper"]["optimizer"] == {"type": "Adam", "lr": ours.optimizer.learning_rate}
+    assert (ours.batch_size, ours.epochs) == (theirs["total_batch"], theirs["max_epochs"])
+    assert (ours.optimizer.warmup_steps, ours.optimizer.warmup_factor) == (warmup["end"], warmup["start_factor"])
+    assert (list(ours.optimizer.milestones), ours.optimizer.decay) == (steps["milestones"], steps["gamma"])
+    assert ours.eval.every_epochs == theirs["val_interval"]
+
+
+def test_evaluation(recipe):
+    ours, theirs = recipe
+    test = dict(theirs["test_cfg"])
+    assert ours.eval.flip_test == test["flip_test"]
+    assert create_codec(ours.codec).shift == test["shift_heatmap"]
+    labels = keypoint_set(ours.data.eval.keypoints)
+    kept = test.get("output_keypoint_indices", list(range(len(keypoint_set(ours.model.keypoints)))))
+    assert [keypoint_set(ours.model.keypoints).index(name) for name in labels.names] == kept
+    assert ours.eval.use_area == theirs["val_evaluator"].get("use_area", True)
+    # No config says otherwise than these defaults of CocoMetric.
+    assert set(theirs["val_evaluator"]) <= {"type", "ann_file", "use_area"}
+    defaults = ("oks_nms", 0.9, "bbox_keypoint", 0.2)
+    e = ours.eval
+    assert (e.nms, e.nms_threshold, e.score_mode, e.keypoint_threshold) == defaults
+    data = theirs["val_dataset"]
+    assert f"data/{ours.data.eval.boxes}" == data.get("bbox_file", "data/")
+    assert f"data/{ours.data.eval.images}/" == data["data_root"] + data["data_prefix"]["img"]
+
+
+def test_training_data(recipe):
+    ours, theirs = recipe
+    data = theirs["train_dataset"]
+    names = {"CocoDataset": "coco", "AicDataset": "aic"}
+    sources = {names[source["type"]]: source for source in data.get("datasets", [data])}
+    assert {source.keypoints for source in ours.data.train.values()} == set(sources)
+    assert len(ours.data.train) == len(sources)
+    for source in ours.data.train.values():
+        expected = sources[source.keypoints]
+        assert f"data/{source.images}/" == expected["data_root"] + expected["data_prefix"]["img"]
+        mapping = KeypointMapping(keypoint_set(source.keypoints), keypoint_set(ours.data.keypoints))
+        count = len(keypoint_set(source.keypoints))
+        (converter,) = expected.get("pipeline") or [{"mapping": [[i, i] for i in range(count)]}]
+        assert [list(pair) for pair in mapping.pairs] == converter["mapping"]
+
+
+def test_augmentations(recipe):
+    """The views are drawn by MMPose's defaults, whose numbers tests/test_transforms.py checks; pixels come last."""
+    ours, theirs = recipe
+    steps = {step["type"]: {k: v for k, v in step.items() if k != "type"} for step in theirs["train_pipeline"]}
+    assert steps["RandomFlip"] == {"direction": "horizontal"}
+    assert steps["RandomHalfBody"] == steps["RandomBBoxTransform"] == {}
+    expected = Augmentation()
+    if "PhotometricDistortion" in steps:
+        assert steps["PhotometricDistortion"] == {}
+        expected = Augmentation(photometric=1.0)
+    if "Albumentation" in steps:
+        (cut,) = steps["Albumentation"]["transforms"]
+        if cut["type"] == "CoarseDropout":
+            expected = Augmentation(coarse_dropout=cut["p"])
+            assert (cut["min_holes"], cut["max_holes"]) == pixels.HOLES
+            assert (cut["min_height"], cut["max_height"]) == (cut["min_width"], cut["max_width"]) == pixels.HOLE_SIDE
+        else:
+            expected = Augmentation(grid_mask=cut["p"])
+            assert cut["type"] == "GridDropout"
+            assert cut["random_offset"]
+            assert (cut["unit_size_min"], cut["unit_size_max"]) == pixels.GRID_UNIT
+    assert Augmentation(**ours.data.augment) == expected
+    order = list(steps)
+    for last in {"PhotometricDistortion", "Albumentation"} & set(order):
+        assert order[order.index(last) - 1] == "TopdownAffine"
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_initial_weights(reference, name):
+    assert FOLDER in reference[name]["backbone"]["init_cfg"]["checkpoint"]
+    checkpoint = pathlib.PurePosixPath(reference[name]["backbone"]["init_cfg"]["checkpoint"])
+    assert RECIPES[name]["init"] == checkpoint.stem
+
+
+def test_what_is_said_to_be_verified_has_its_tests():
+    notes = RECORD["verified"]
+    assert {claim for recipe in RECIPES.values() for claim in recipe["verified"]} == set(notes)
+    for note in notes.values():
+        file = note.rpartition("(")[2].rstrip(")")
+        assert (REPOSITORY / file).is_file(), note
+    assert {recipe["reproduced"] for recipe in RECIPES.values()} == {"not trained here"}
+
+
+def test_the_page_is_the_records():
+    """If this fails: python docs/recipes.py."""
+    render = runpy.run_path(str(DOCS / "recipes.py"))["render"]
+    page = (DOCS / "recipes.md").read_text()
+    assert page == render(RECORD)
+    for recipe in RECIPES.values():
+        assert f"--config {recipe['config']} " in page

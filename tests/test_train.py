@@ -1,0 +1,247 @@
+"""The training step on meshes, the trainer's files, stopping and continuing, and what it refuses."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from data_pipelines.errors import InputError
+from data_pipelines.pipeline import TrainData
+from hrnet_jax import metrics
+from hrnet_jax.checkpoint import Checkpoints
+from hrnet_jax.codecs import create_codec
+from hrnet_jax.config import differences, load_config, to_json
+from hrnet_jax.mesh import create_mesh, replicated, shard_batch
+from hrnet_jax.models import Network, create_model, state_dict
+from hrnet_jax.train import TrainState, learning_rate, make_train_step, train
+from tests.helpers import REPOSITORY, run
+
+FIELDS = ("image", "keypoints", "visible", "source")
+
+
+def local_config(shared, name="coco_aic_merge", variants=""):
+    """A recipe at laptop size on the real COCO and AIC images, evaluated with annotated boxes."""
+    config = load_config(f"{REPOSITORY}/configs/{name}.py:runlocal{variants}")
+    config.data.root = str(shared / "data")
+    config.data.eval.boxes = ""
+    return config
+
+
+@pytest.mark.parametrize("group_size", [8, 0])
+def test_two_devices_train_like_one(shared, group_size):
+    config = local_config(shared)
+    config.model.group_size = group_size
+    config.optimizer.warmup_steps = 50  # Adam's first steps are all sign: rounding decides them at the full rate
+    data = TrainData.load(config.data, seed=0)
+    batches = [{name: data.batches(16)[step][name] for name in FIELDS} for step in range(10)]
+    model = create_model(config.model)
+    codec, optimizer = create_codec(config.codec), optax.adam(learning_rate(config.optimizer, steps_per_epoch=6))
+
+    def trace(devices):
+        mesh = create_mesh(devices)
+        params, stats = state_dict(model)
+        state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
+        state = jax.device_put(state, replicated(mesh))
+        step = make_train_step(Network.of(model), codec, optimizer, 2)
+        losses, first_stats = [], None
+        for batch in batches:
+            state, measured = step(state, shard_batch(batch, mesh))
+            losses.append(float(measured["loss"]))
+            first_stats = first_stats or jax.device_get(state.stats)
+        return losses, first_stats, jax.device_get(state.stats)
+
+    one, two = trace(jax.devices()[:1]), trace(jax.devices())
+    assert len(jax.devices()) == 2
+    assert two[0][0] == pytest.approx(one[0][0], rel=1e-6)
+    assert two[0] == pytest.approx(one[0], rel=1e-4)
+    assert one[0][-1] < one[0][0]
+    for name in one[1]:
+        assert relative(two[1][name], one[1][name]) < 1e-6, name
+        assert relative(two[2][name], one[2][name]) < 1e-4, name
+
+
+def relative(ours, theirs):
+    """The relative L2 distance of two arrays."""
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def test_groups_change_the_statistics(shared):
+    """BatchNorm over four groups of 4 is not BatchNorm over 16."""
+    config = local_config(shared)
+    images = jax.random.normal(jax.random.key(0), (16, 64, 64, 3)) + jnp.arange(16.0)[:, None, None, None]
+    outputs = []
+    for group_size in (4, 0):
+        config.model.group_size = group_size
+        model = create_model(config.model)
+        params, stats = state_dict(model)
+        outputs.append(Network.of(model)(params, stats, images, train=True))
+    assert relative(outputs[0][0], outputs[1][0]) > 0.05
+    name = "backbone.bn1.running_var"
+    assert not np.allclose(outputs[0][1][name], outputs[1][1][name], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["coco_aic_merge", "coco_aic_combine"])
+def test_both_sources_are_learnt(shared, tmp_path, name):
+    config = local_config(shared, name)
+    config.epochs, config.eval.every_epochs, config.checkpoint.every_epochs = 60, 60, 60
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.milestones = (50,)
+    config.data.augment.update({"half_body": 0.0, "scale": 0.1, "rotation_probability": 0.0})
+    config.log_every = 6
+    numbers = train(config, tmp_path)
+    records = [record for record in metrics.read(tmp_path) if "loss" in record]
+    for source in ("coco", "aic"):
+        losses = [record[f"loss/{source}"] for record in records if f"loss/{source}" in record]
+        assert np.mean(losses[-5:]) < 0.5 * losses[0], source
+    assert numbers["boxes"] == "annotated"
+    assert 0 <= numbers["AP"] <= 1
+    assert numbers["instances"] == 28
+    assert numbers["keypoints"] == ("coco" if name.endswith("merge") else "coco_aic")
+    results = json.loads((tmp_path / "keypoints.json").read_text())
+    assert {len(result["keypoints"]) for result in results} == {17 * 3}
+
+
+def state_of(workdir):
+    """All arrays of the newest checkpoint and its meta."""
+    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2)
+    try:
+        config = load_config(f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal")
+        params, stats = state_dict(create_model(config.model))
+        optimizer = {"step": jnp.int32(0), "state": optax.adam(lambda step: 1e-3).init(params)}
+        items = {"params": params, "stats": stats, "optimizer": optimizer}
+        sharding = replicated(create_mesh(jax.devices()[:1]))
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.asarray(x).dtype, sharding=sharding), items
+        )
+        restored, meta = checkpoints.restore(abstract)
+        return jax.device_get(restored), meta
+    finally:
+        checkpoints.close()
+
+
+def test_an_interrupted_run_continues_to_the_same_bits(shared, tmp_path):
+    """Ctrl-C within an epoch saves and exits with 75; the same command then ends where no stop would have."""
+    arguments = [
+        *("hrnet_jax.train", "--config", f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal"),
+        *(f"--config.data.root={shared / 'data'}", "--config.data.eval.boxes=", "--config.epochs=4"),
+    ]
+    run(*arguments, "--workdir", tmp_path / "whole")
+
+    command = [sys.executable, "-m", *arguments, "--workdir", str(tmp_path / "stopped")]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("step 8/"):
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+        message = process.stderr.read()
+    assert process.returncode == 75, message
+    assert "saved; the same command continues" in message
+    assert "Traceback" not in message
+    stopped_at = state_of(tmp_path / "stopped")[1]["step"]
+    assert 8 <= stopped_at < 24
+
+    again = run(*arguments, "--workdir", tmp_path / "stopped")
+    assert f"continuing at step {stopped_at} of 24" in again.stdout
+    (ours, meta), (theirs, their_meta) = state_of(tmp_path / "stopped"), state_of(tmp_path / "whole")
+    assert meta["step"] == their_meta["step"] == 24
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    steps = [record["step"] for record in metrics.read(tmp_path / "stopped") if "loss" in record]
+    assert steps == sorted(set(steps))
+
+
+def test_a_finished_run_is_not_trained_again(shared, tmp_path):
+    config = local_config(shared)
+    config.epochs = 1
+    first = train(config, tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert train(config, tmp_path) == first
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_another_experiment_is_refused(shared, tmp_path):
+    config = local_config(shared)
+    (tmp_path / "config.json").write_text(to_json(config))
+    config.optimizer.learning_rate = 1e-4
+    config.data.loader.threads = 4  # free
+    with pytest.raises(InputError, match=r"holds another experiment.*optimizer.learning_rate: 0.0001, not 0.0005"):
+        train(config, tmp_path)
+    assert [d.split(":")[0] for d in differences(config, local_config(shared))] == ["optimizer.learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"batch_size": 15}, "batch_size=15 does not divide by the 2 devices"),
+        ({"eval.batch_size": 15}, "eval.batch_size=15 does not divide by the 2 devices"),
+        ({"batch_size": 24, "model.group_size": 16}, "24 does not divide into groups of model.group_size=16"),
+        ({"codec.name": "dark2"}, "unknown name 'dark2'"),
+        ({"codec.name": "udp"}, "config.data.warp='msra': codec 'udp' needs 'udp'"),
+        ({"model.variant": "w64"}, "config.model.variant='w64'"),
+        ({"model.dtype": "float16"}, "config.model.dtype"),
+        ({"codec.input_size": (60, 64)}, "multiples of 32"),
+        ({"epochs": 0}, "config.epochs=0"),
+        ({"optimizer.learning_rate": float("nan")}, "config.optimizer.learning_rate=nan"),
+        ({"data.root": "nowhere"}, r"nowhere/.*\.json: no such file"),
+        ({"data.train.coco.keypoints": "aic"}, "17 keypoints .* set 'aic' has 14"),
+    ],
+)
+def test_impossible_configs_get_one_line(shared, tmp_path, override, message):
+    config = local_config(shared)
+    config.update_from_flattened_dict(override)
+    with pytest.raises(InputError, match=message) as error:
+        train(config, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_too_many_unreadable_images_stop_the_run(shared, tmp_path):
+    source = shared / "data/coco"
+    root = tmp_path / "data"
+    for folder in ("annotations", "train2017", "val2017"):
+        (root / "coco" / folder).mkdir(parents=True)
+        for i, file in enumerate(sorted((source / folder).iterdir())):
+            data = file.read_bytes()
+            broken = folder == "train2017" and i % 3 == 1
+            (root / "coco" / folder / file.name).write_bytes(data[:1000] if broken else data)
+    config = load_config(f"{REPOSITORY}/configs/coco.py:runlocal")
+    config.data.root, config.data.eval.boxes = str(root), ""
+    with pytest.raises(InputError, match=r"samples could not be read and were replaced, more than"):
+        train(config, tmp_path / "strict")
+    config.data.max_unreadable = 0.9
+    train(config, tmp_path / "lenient")
+    counted = [record["unreadable"] for record in metrics.read(tmp_path / "lenient") if "unreadable" in record]
+    assert counted[-1] > 0
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(shared, tmp_path, caplog):
+    config = local_config(shared)
+    train(config, tmp_path)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    assert len(steps) == 2
+    for file in (tmp_path / "checkpoints" / str(steps[-1])).rglob("*"):
+        if file.is_file() and file.stat().st_size > 100:
+            file.write_bytes(file.read_bytes()[:50])
+    _, meta = state_of(tmp_path)
+    assert meta["step"] == steps[0]
+    assert "cannot be read" in caplog.text
+
+
+def test_the_wait_for_data_is_measured(shared, tmp_path):
+    config = local_config(shared)
+    start = time.monotonic()
+    train(config, tmp_path)
+    seconds = time.monotonic() - start
+    records = [record for record in metrics.read(tmp_path) if "loss" in record]
+    assert all(0 <= record["data_wait"] <= 1 for record in records)
+    assert sum(1 / record["steps_per_second"] for record in records) * config.log_every < seconds
+    assert list((tmp_path / "tensorboard").iterdir())
