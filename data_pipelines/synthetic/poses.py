@@ -38,9 +38,9 @@ def random_pose(rng: np.random.Generator) -> Pose:
 
 def _yaw(rng: np.random.Generator) -> float:
     kind = rng.random()
-    if kind < 0.68:
+    if kind < 0.8:
         return _degrees(rng.normal(0, 22))
-    if kind < 0.83:
+    if kind < 0.88:
         return _degrees(180 + rng.normal(0, 22))
     return _degrees(rng.choice([-90, 90]) + rng.normal(0, 25))
 

@@ -38,10 +38,10 @@ class Settings:
       portrait: share of upright images.
     """
 
-    people: tuple[float, ...] = (0.07, 0.42, 0.32, 0.14, 0.05)
-    heights: tuple[float, float] = (80.0, 220.0)
-    truncated: float = 0.25
-    occluder: float = 0.1
+    people: tuple[float, ...] = (0.07, 0.5, 0.34, 0.09)
+    heights: tuple[float, float] = (100.0, 220.0)
+    truncated: float = 0.18
+    occluder: float = 0.05
     tiny: float = 0.12
     crowd: float = 0.05
     portrait: float = 0.35
@@ -50,10 +50,10 @@ class Settings:
 # AI Challenger's images show people close by, all of them annotated.
 COCO_SETTINGS = Settings()
 AIC_SETTINGS = Settings(
-    people=(0.0, 0.4, 0.35, 0.25),
+    people=(0.0, 0.45, 0.4, 0.15),
     heights=(100.0, 220.0),
-    truncated=0.3,
-    occluder=0.15,
+    truncated=0.2,
+    occluder=0.08,
     tiny=0.0,
     crowd=0.0,
     portrait=0.5,
