@@ -1,1 +1,17 @@
-"""HRNet human pose estimation in JAX."""
+"""HRNet top-down human pose estimation in JAX: the model, its codecs, and the commands that train and use it."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hrnet_jax.models import create_model
+
+__all__ = ["create_model"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that a command's --help and its complaints about arguments do not wait for JAX.
+    if name == "create_model":
+        from hrnet_jax.models import create_model
+
+        return create_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,10 +56,13 @@ def make_eval_step(network: Network, codec: Codec, flip_indices: np.ndarray, fli
     @jax.jit
     def eval_step(params: Arrays, stats: Arrays, images: Real[Array, "b h w 3"]) -> tuple[Array, Array]:
         images = normalise(images)
+        if flip_test:
+            # Each image beside its mirror image: one pass of the network, and no device needs another's images.
+            images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
         heatmaps, _ = network(params, stats, images, train=False)
         if flip_test:
-            mirrored, _ = network(params, stats, images[:, :, ::-1], train=False)
-            heatmaps = (heatmaps + codec.flip_back(mirrored, flip_indices, codec.shift)) * 0.5
+            mirrored = codec.flip_back(heatmaps[1::2], flip_indices, codec.shift)
+            heatmaps = (heatmaps[0::2] + mirrored) * 0.5
         return codec.decode(heatmaps)
 
     return eval_step

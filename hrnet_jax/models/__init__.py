@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -40,7 +39,7 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
     """
     model = abstract_model(config)
     params, stats = state_dict(model)
-    fill(model, jax.tree.map(jnp.asarray, initial_arrays({**params, **stats}, seed)))
+    fill(model, initial_arrays({**params, **stats}, seed))
     return model
 
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -49,7 +50,7 @@ def fill(model: nnx.Module, arrays: Mapping[str, Any], source: str = "the given 
     if problems:
         raise ValueError(f"{source} and the model do not fit in {len(problems)} entries: {'; '.join(problems)}")
     filled = [
-        (path, v.replace(arrays[canonical_name(path)]))
+        (path, v.replace(jnp.array(arrays[canonical_name(path)])))
         for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     ]
     nnx.update(model, nnx.from_flat_state(filled))
