@@ -223,3 +223,14 @@ def test_nothing_is_drawn_where_nothing_is_asked_for():
     everything = Augmentation(photometric=1.0, coarse_dropout=1.0, grid_mask=1.0)
     assert (augment_pixels(rng, WHITE, everything) == 0).any()
     assert (WHITE == 255).all()
+
+
+@pytest.mark.parametrize("name", ["photometric", "coarse_dropout", "grid_mask"])
+def test_probabilities_are_shares_of_the_crops(name):
+    rng = np.random.default_rng(0)
+    crop = np.full((64, 64, 3), (200, 120, 60), np.uint8)
+    for probability in (0.2, 1.0):
+        augmentation = Augmentation(**{name: probability})
+        share = np.mean([(augment_pixels(rng, crop, augmentation) != crop).any() for _ in range(500)])
+        # One distortion in 27 draws no part at all.
+        assert share == pytest.approx(probability * (0.96 if name == "photometric" else 1), abs=0.05)
