@@ -21,7 +21,6 @@ quickstart: install
 	$(RUN) -m data_pipelines.synthetic --root runs/synthetic
 	$(RUN) benchmarks/difficulty.py --root runs/synthetic
 	$(RUN) -m hrnet_jax.train --config configs/quickstart.py --workdir $(QUICK)
-	$(RUN) -m hrnet_jax.evaluate --checkpoint $(QUICK) --output $(QUICK) 
 	$(RUN) -m hrnet_jax.evaluate --checkpoint $(QUICK) --output $(QUICK)/annotated_boxes --config.data.eval.boxes=
 
 test: install lint

@@ -4,8 +4,6 @@ A config file returns `recipe(...)` with what is its own. An argument after the 
 by commas: `configs/coco.py:w48,384x288,udp` or `configs/coco.py:runlocal`.
 """
 
-from collections.abc import Sequence
-
 from ml_collections import ConfigDict, FieldReference
 
 VARIANTS = {
@@ -216,8 +214,3 @@ _APPLY = {
     **{"photometric": _photometric, "coarse_dropout": _coarse_dropout, "grid_mask": _grid_mask},
     **{"bf16": _bf16, "runlocal": _runlocal},
 }
-
-
-def milestones(epochs: int, shares: Sequence[float] = (170 / 210, 200 / 210)) -> tuple[int, ...]:
-    """The recipe's milestones for another number of epochs."""
-    return tuple(round(epochs * share) for share in shares)

@@ -40,7 +40,7 @@ class Settings:
 
     people: tuple[float, ...] = (0.07, 0.5, 0.34, 0.09)
     heights: tuple[float, float] = (100.0, 220.0)
-    truncated: float = 0.19
+    truncated: float = 0.18
     occluder: float = 0.07
     tiny: float = 0.12
     crowd: float = 0.05
