@@ -6,6 +6,7 @@ A config is an `ml_collections.ConfigDict` made by a file under `configs/`; `con
 from __future__ import annotations
 
 import json
+import logging
 import math
 import pathlib
 import runpy
@@ -20,6 +21,8 @@ from data_pipelines.keypoints import keypoint_set
 from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models import VARIANTS
+
+logger = logging.getLogger(__name__)
 
 # What a resumed run may change; all other keys say which experiment it is.
 FREE_KEYS = (
@@ -107,15 +110,17 @@ def check(config: ConfigDict) -> None:
 
 
 def check_devices(config: ConfigDict, devices: int) -> None:
-    """Raises InputError when batches do not divide by the devices or into BatchNorm groups."""
+    """Raises InputError when batches do not divide by the devices or into BatchNorm groups; warns of costly groups."""
     for key, size in (("batch_size", config.batch_size), ("eval.batch_size", config.eval.batch_size)):
         if size % devices:
             raise InputError(f"config.{key}={size} does not divide by the {devices} devices")
-    group = config.model.group_size
+    group, share = config.model.group_size, config.batch_size // devices
     if group and config.batch_size > group and config.batch_size % group:
         raise InputError(
-            f"config.batch_size={config.batch_size} does not divide into groups of model.group_size={group}"
+            f"config.batch_size={config.batch_size} does not divide into groups of config.model.group_size={group}"
         )
+    if group and share % group and config.batch_size > group:
+        logger.warning("BatchNorm groups of %d samples span devices that hold %d: they communicate", group, share)
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:

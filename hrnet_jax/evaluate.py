@@ -91,6 +91,7 @@ class Evaluator:
         if isinstance(self.truth, dict) and config.eval.use_area:
             raise InputError(f"{annotations}: annotates no areas; set config.eval.use_area=False")
         self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
+        self.round_trip = jax.jit(lambda points, visible: self.codec.decode(self.codec.encode(points, visible)[0]))
         # Which of the network's keypoints the annotations know.
         self.order = [self.joints.index(name) for name in self.labels.names]
 
@@ -171,9 +172,7 @@ class Evaluator:
 
     def _best_possible(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """What the codec makes of the true keypoints: the ceiling of any network."""
-        targets, _ = self.codec.encode(jnp.asarray(batch["keypoints"]), jnp.asarray(batch["visible"]))
-        keypoints, scores = self.codec.decode(targets)
-        return np.asarray(keypoints), np.asarray(scores)
+        return jax.device_get(self.round_trip(batch["keypoints"], batch["visible"]))
 
 
 def to_image(

@@ -3,6 +3,7 @@
 import logging
 import os
 import pathlib
+import tempfile
 
 import jax
 import pytest
@@ -11,6 +12,12 @@ from hrnet_jax.config import load_config
 from tests.helpers import REPOSITORY
 
 jax.config.update("jax_num_cpu_devices", 2)
+
+# The same small programs are compiled by many tests and by the processes that they start: once is enough.
+_COMPILED = tempfile.TemporaryDirectory(prefix="hrnet_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+
 # OpenCV, TensorStore and pycocotools chatter; ours is captured by caplog all the same.
 logging.getLogger("absl").setLevel(logging.WARNING)
 

@@ -18,7 +18,7 @@ from data_pipelines.pipeline import TrainData
 from hrnet_jax import metrics
 from hrnet_jax.checkpoint import Checkpoints
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.config import differences, load_config, to_json
+from hrnet_jax.config import check_devices, differences, load_config, to_json
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, create_model, state_dict
 from hrnet_jax.train import TrainState, learning_rate, make_train_step, train
@@ -184,7 +184,7 @@ def test_another_experiment_is_refused(shared, tmp_path):
     [
         ({"batch_size": 15}, "batch_size=15 does not divide by the 2 devices"),
         ({"eval.batch_size": 15}, "eval.batch_size=15 does not divide by the 2 devices"),
-        ({"batch_size": 24, "model.group_size": 16}, "24 does not divide into groups of model.group_size=16"),
+        ({"batch_size": 24, "model.group_size": 16}, "24 does not divide into groups of config.model.group_size=16"),
         ({"codec.name": "dark2"}, "unknown name 'dark2'"),
         ({"codec.name": "udp"}, "config.data.warp='msra': codec 'udp' needs 'udp'"),
         ({"model.variant": "w64"}, "config.model.variant='w64'"),
@@ -202,6 +202,15 @@ def test_impossible_configs_get_one_line(shared, tmp_path, override, message):
     with pytest.raises(InputError, match=message) as error:
         train(config, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_groups_that_span_devices_are_told(shared, caplog):
+    config = local_config(shared)
+    config.model.group_size = 8
+    check_devices(config, devices=2)
+    assert not caplog.records
+    check_devices(config, devices=4)
+    assert "groups of 8 samples span devices that hold 4" in caplog.text
 
 
 def test_too_many_unreadable_images_stop_the_run(shared, tmp_path):
