@@ -22,16 +22,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.codec.input_size = (96, 96)
     c.codec.sigma = 1.5
     c.batch_size = 16
-    c.epochs = 14
+    c.epochs = 12
     c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup_steps = 100
-    c.optimizer.milestones = (10, 13)
+    c.optimizer.milestones = (9, 11)
     # Fewer and gentler views than the recipe's: there are minutes to see them in, not days.
     c.data.augment.half_body = 0.0
     c.data.augment.rotation = 20.0
     c.data.augment.scale = 0.2
     c.data.loader.threads = 2
-    c.eval.every_epochs = 7
+    c.eval.every_epochs = 6
     c.eval.batch_size = 64
     c.log_every = 200
     return c

@@ -84,13 +84,12 @@ def parse(
 
     config = config_of(values)
     overrides = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=[argv[0], *rest])
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=[argv[0], *rest])
         unknown = overrides([argv[0], *rest])[1:]
-    except flags.Error:
-        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{' '.join(rest)}: {error}") from None
+        reason = " ".join(str(error.args[0]).split())  # ml_collections' suggestions come on a line of their own
+        raise InputError(f"{' '.join(rest)}: {reason}") from None
     if unknown:
         raise InputError(f"unknown arguments: {' '.join(unknown)}; --help tells more")
     return values, overrides["config"].value

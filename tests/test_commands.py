@@ -73,14 +73,14 @@ TRAIN = ("hrnet_jax.train", "--config", "configs/quickstart.py", "--workdir", "{
     [
         ((*TRAIN, "--config.optimizer.learnin_rate=1"), "learnin_rate"),
         ((*TRAIN, "--config.batch_size=many"), "batch_size"),
-        ((*TRAIN, "--verbose"), "unknown arguments: --verbose"),
+        ((*TRAIN, "--verbose"), "Unknown command line flag 'verbose'"),
         ((*TRAIN, "--config.data.root={tmp}/none"), "none/"),
         (("hrnet_jax.train", "--config", "none.py", "--workdir", "{tmp}"), "none.py: no such config file"),
         (("hrnet_jax.train", "--config", "configs/coco.py:w64", "--workdir", "{tmp}"), "unknown variant w64"),
         (("hrnet_jax.train", "--config", "configs/coco.py"), "missing --workdir"),
         (("hrnet_jax.evaluate", "--checkpoint", "{tmp}/none", "--output", "{tmp}"), "none: no such folder"),
         (("hrnet_jax.evaluate", "--checkpoint", "{tmp}", "--output", "{tmp}"), "config.json: no such file"),
-        (("eval.coco", "--annotations", "{tmp}/none.json", "--results", "{tmp}/r.json"), "none.json: no such file"),
+        (("eval.coco", "--annotations", "{tmp}/none.json", "--results", "{tmp}/r.json"), "r.json: cannot read"),
     ],
 )
 def test_mistakes_get_one_line_and_status_1(people, tmp_path, arguments, message):

@@ -118,7 +118,7 @@ def random_body(rng: np.random.Generator) -> Body:
         forearm=0.155 * arms,
         neck=rng.uniform(0.045, 0.06),
         head=rng.uniform(0.1, 0.112) if child else rng.uniform(0.085, 0.1),
-        girth=rng.uniform(1.4, 1.8),
+        girth=rng.uniform(1.5, 1.9),
     )
 
 
