@@ -34,7 +34,7 @@ SMALL = {"coco_train": 6, "coco_val": 4, "aic_train": 3}
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> pathlib.Path:
     root = tmp_path_factory.mktemp("synthetic")
-    write_dataset(root, coco_train=120, coco_val=80, aic_train=20, processes=2)
+    write_dataset(root, coco_train=120, coco_val=200, aic_train=20, processes=2)
     return root
 
 
@@ -145,7 +145,7 @@ def test_command_line(tmp_path, capsys):
 # --- COCO ---
 
 
-@pytest.mark.parametrize(("split", "images"), [("train", 120), ("val", 80)])
+@pytest.mark.parametrize(("split", "images"), [("train", 120), ("val", 200)])
 def test_coco_files(dataset, split, images):
     truth = load(dataset / COCO_ANNOTATIONS.format(split=split))
     assert len(truth.imgs) == images

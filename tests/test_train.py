@@ -47,7 +47,7 @@ def test_two_devices_train_like_one(shared, group_size):
 
     def trace(devices):
         mesh = create_mesh(devices)
-        params, stats = state_dict(model)
+        params, stats = state_dict(create_model(config.model))  # of its own: the step takes its state's memory
         state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
         state = jax.device_put(state, replicated(mesh))
         step = make_train_step(Network.of(model), codec, optimizer, 2)

@@ -38,7 +38,7 @@ def random_pose(rng: np.random.Generator) -> Pose:
 
 def _yaw(rng: np.random.Generator) -> float:
     kind = rng.random()
-    if kind < 0.86:
+    if kind < 0.83:
         return _degrees(rng.normal(0, 22))
     if kind < 0.93:
         return _degrees(180 + rng.normal(0, 22))

@@ -92,7 +92,7 @@ def write_dataset(
     return summary
 
 
-FORMAT = 5  # Raised whenever the same parameters come to mean other bytes.
+FORMAT = 6  # Raised whenever the same parameters come to mean other bytes.
 
 _UNFINISHED = "synthetic.unfinished.json"
 _INFO = {"description": "Synthetic people in the format of COCO 2017", "version": "1.0", "year": 2026}
