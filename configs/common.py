@@ -25,22 +25,26 @@ VARIANTS = {
 COCO_TRAIN = {
     "annotations": "coco/annotations/person_keypoints_train2017.json",
     "images": "coco/train2017",
+    "prepared": "prepared/coco_train2017",
     "keypoints": "coco",
 }
 AIC_TRAIN = {
     "annotations": "aic/ai_challenger_keypoint_train_20170902/keypoint_train_annotations_20170909.json",
     "images": "aic/ai_challenger_keypoint_train_20170902/keypoint_train_images_20170902",
+    "prepared": "prepared/aic_train",
     "keypoints": "aic",
 }
 AIC_VAL = {
     "annotations": "aic/ai_challenger_keypoint_validation_20170911/keypoint_validation_annotations_20170911.json",
     "images": "aic/ai_challenger_keypoint_validation_20170911/keypoint_validation_images_20170911",
+    "prepared": "prepared/aic_val",
     "keypoints": "aic",
     "boxes": "",
 }
 COCO_VAL = {
     "annotations": "coco/annotations/person_keypoints_val2017.json",
     "images": "coco/val2017",
+    "prepared": "prepared/coco_val2017",
     "keypoints": "coco",
     "boxes": "coco/person_detection_results/COCO_val2017_detections_AP_H_56_person.json",
 }
@@ -60,11 +64,13 @@ def recipe(
     variants = parse(arg)
     input_size = FieldReference((256, 192))
     keypoint_set = FieldReference(keypoints)
+    cache_dir = FieldReference("")
 
     c = ConfigDict()
     c.seed = 0
     c.epochs = 210
     c.batch_size = 512  # over all devices
+    c.cache_dir = cache_dir  # annotation indexes and compiled programs; "": `cache` in the work directory
     c.init = ""  # a converted folder whose backbone initialises training; "" starts from random weights
 
     c.model = ConfigDict()
@@ -81,11 +87,15 @@ def recipe(
 
     c.data = ConfigDict()
     c.data.root = "data"
+    c.data.format = "files"  # or "tfds": what data_pipelines.prepare made, found at each source's `prepared`
+    c.data.cache_dir = cache_dir
     c.data.input_size = input_size
     c.data.keypoints = keypoint_set
     c.data.warp = "msra"
     c.data.train = ConfigDict(train)
     c.data.eval = ConfigDict(evaluate)
+    c.data.mix = ConfigDict({name: 0.0 for name in train})  # weights of the sources; all 0: everybody once an epoch
+    c.data.epoch_size = 0  # samples that count as an epoch of a weighted mix
     c.data.augment = ConfigDict()
     c.data.augment.flip = 0.5
     c.data.augment.half_body = 0.3

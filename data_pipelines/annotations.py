@@ -8,62 +8,33 @@ What is dropped, and how boxes are clipped, follows MMPose 1.3.2's CocoDataset.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import hashlib
+import itertools
 import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from data_pipelines.errors import InputError
-from data_pipelines.keypoints import KeypointMapping, KeypointSet
+from data_pipelines.images import ImageFiles
+from data_pipelines.instances import FORMAT_VERSION, Instances, read_index, write_index
+from data_pipelines.json_files import read_json, stream_json
+from data_pipelines.keypoints import KeypointSet
 
 # AIC's file says 1 visible, 2 occluded, 3 absent; COCO says 2, 1, 0.
 _AIC_VISIBILITY = np.array([0, 2, 1, 0], np.float32)
 
+# People whose numbers are checked together.
+_CHUNK = 8192
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Instances:
-    """N people in columns.
-
-    Attributes:
-      name: of the source, for messages and per-source metrics.
-      images: the folder that holds the image files.
-      files: image file names within the folder, one a distinct image.
-      file_index: for each instance, its image in `files`.
-      image_id: the annotation file's image id (its position in the file where ids are not integers, as in AIC's).
-      instance_id: the annotation's id (its position where there is none).
-      bbox: xywh in image pixels, as annotated (clip with `transforms.clip_box` once the image's size is known).
-      keypoints: x, y in image pixels and COCO visibility (0 unlabelled, 1 occluded, 2 visible).
-      box_score: the detector's score; 1 for annotated boxes.
-      detected: whether the boxes come from a detector, whose boxes the reference does not clip.
-    """
-
-    name: str
-    images: str
-    files: Sequence[str]
-    file_index: Int[np.ndarray, "n"]
-    image_id: Int[np.ndarray, "n"]
-    instance_id: Int[np.ndarray, "n"]
-    bbox: Float[np.ndarray, "n 4"]
-    keypoints: Float[np.ndarray, "n keypoints 3"]
-    box_score: Float[np.ndarray, "n"]
-    detected: bool = False
-
-    def __len__(self) -> int:
-        return len(self.file_index)
-
-    def path(self, row: int) -> str:
-        """The image file of an instance."""
-        return os.path.join(self.images, self.files[self.file_index[row]])
-
-    def mapped(self, mapping: KeypointMapping) -> Instances:
-        """The same people in another keypoint set."""
-        return dataclasses.replace(self, keypoints=mapping.apply(self.keypoints))
+logger = logging.getLogger(__name__)
 
 
 def load_instances(annotations: str | os.PathLike, images: str | os.PathLike, keypoints: KeypointSet) -> Instances:
@@ -81,31 +52,51 @@ def load_instances(annotations: str | os.PathLike, images: str | os.PathLike, ke
         that are not finite, image ids that it does not list, or nothing that is left; or the folder is missing.
     """
     annotations, images = pathlib.Path(annotations), pathlib.Path(images)
-    content = read_json(annotations)
-    if not images.is_dir():
+    if not images.is_dir() and annotations.exists():
         raise InputError(f"{images}: no such folder; it should hold the images of {annotations}")
-    if isinstance(content, dict):
-        records, dropped = _coco_records(annotations, content, keypoints)
-    elif _is_aic(content):
-        records, dropped = _aic_records(annotations, content, keypoints)
-    else:
-        raise InputError(
-            f"{annotations}: neither COCO annotations (an object with 'images' and 'annotations') nor AI Challenger's "
-            "(a list of objects with 'human_annotations')"
-        )
-    if dropped:
-        what = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        logging.getLogger(__name__).info("%s: %d people; dropped %s", annotations, len(records), what)
-    if not records:
+    file, dropped = _File(annotations), collections.Counter[str]()
+    checked = [_kept(people, keypoints, file.native, dropped) for people in _chunks(file.people())]
+    file.check_names(checked)
+    if not any(len(ids) for _, ids, *_ in checked):
         raise InputError(f"{annotations}: holds no person with labelled keypoints and a box with an area")
-    instances = _columns(annotations, images, records)
+    image_ids, ids, boxes, points = (np.concatenate(column) for column in zip(*checked, strict=True))
+    instances = _instances(annotations, images, file.names, image_ids, ids, boxes, points, dropped)
+    if instances.dropped:
+        what = ", ".join(f"{count} {reason}" for reason, count in sorted(instances.dropped.items()))
+        logger.info("%s: %d people; dropped %s", annotations, len(instances), what)
     if not os.path.exists(instances.path(0)):
         raise InputError(f"{instances.path(0)}: no such file; {annotations} names it (is {images} the right folder?)")
     return instances
 
 
+def cached_instances(
+    cache_dir: str | os.PathLike, annotations: str | os.PathLike, images: str | os.PathLike, keypoints: KeypointSet
+) -> Instances:
+    """`load_instances`, memory-mapped from a cache that is filled the first time; no cache when its name is empty.
+
+    An annotation file is known again by its path, size and time of change.
+    """
+    annotations, images = pathlib.Path(annotations), pathlib.Path(images)
+    if not cache_dir or not annotations.is_file() or not images.is_dir():
+        return load_instances(annotations, images, keypoints)
+    stat = annotations.stat()
+    facts = [FORMAT_VERSION, str(annotations.resolve()), stat.st_size, stat.st_mtime_ns, keypoints.names]
+    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+    folder = pathlib.Path(cache_dir) / "annotations" / f"{annotations.stem}-{digest}"
+    with contextlib.suppress(InputError, ValueError, OSError, TypeError, KeyError):  # none there, or a damaged one
+        return read_index(folder, ImageFiles(str(images)))
+    shutil.rmtree(folder, ignore_errors=True)
+    instances = load_instances(annotations, images, keypoints)
+    try:
+        write_index(folder, instances)
+    except OSError as error:
+        logger.warning("%s: the annotations of %s are not cached (%s)", folder, annotations, error.strerror)
+        return instances
+    return read_index(folder, instances.images)
+
+
 def load_detections(
-    path: str | os.PathLike, annotations: str | os.PathLike, images: str | os.PathLike, keypoints: KeypointSet
+    path: str | os.PathLike, annotations: str | os.PathLike, images: str | os.PathLike | None, keypoints: KeypointSet
 ) -> Instances:
     """Reads a detector's boxes on the images of an annotation file.
 
@@ -113,37 +104,42 @@ def load_detections(
       path: JSON list of `image_id`, `bbox` (xywh), `score`, `category_id`; boxes of other categories than 1 are left
         out. None is dropped by its score, as in the reference.
       annotations: the file that lists the images, of any format that `load_instances` takes.
-      images: the folder of the images.
+      images: the folder of the images; None when they are elsewhere (see `Instances.on_images_of`).
       keypoints: the set to give the instances, all unlabelled.
 
     Raises:
       InputError: as `load_instances`; also for a box without area.
     """
-    path, annotations, images = pathlib.Path(path), pathlib.Path(annotations), pathlib.Path(images)
-    content = read_json(annotations)
-    names = _image_names(annotations, _aic_as_coco(annotations, content, keypoints) if _is_aic(content) else content)
+    path, annotations, folder = pathlib.Path(path), pathlib.Path(annotations), pathlib.Path(images or "")
+    file = _File(annotations)
+    file.read_names()
     boxes = read_json(path)
     if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
         raise InputError(f"{path}: a detection file is a list of objects with 'image_id', 'bbox' and 'score'")
-    if not images.is_dir():
-        raise InputError(f"{images}: no such folder; it should hold the images of {annotations}")
-    records = []
-    unlabelled = np.zeros((len(keypoints), 3), np.float32)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; it should hold the images of {annotations}")
+    image_ids, bboxes, scores, numbers = [], [], [], []
     for i, box in enumerate(boxes):
         if box.get("category_id", 1) != 1:
             continue
         where = f"{path}: detection {i}"
         image_id = box.get("image_id")
-        if image_id not in names:
+        if not _is_integer(image_id) or image_id not in file.names:
             raise InputError(f"{where}: image_id {image_id!r} is not in {annotations}")
         bbox = _numbers(where, "bbox", box.get("bbox"), 4)
         if min(bbox[2:]) <= 0:
             raise InputError(f"{where}: the box {bbox.tolist()} (xywh) has no area")
-        score = float(_numbers(where, "score", [box.get("score")], 1)[0])
-        records.append((names[image_id], image_id, i, bbox, unlabelled, score))
-    if not records:
+        scores.append(_numbers(where, "score", [box.get("score")], 1)[0])
+        image_ids.append(image_id)
+        bboxes.append(bbox)
+        numbers.append(i)
+    if not numbers:
         raise InputError(f"{path}: holds no detection of category 1 (person)")
-    return dataclasses.replace(_columns(path, images, records), detected=True)
+    unlabelled = np.zeros((len(numbers), len(keypoints), 3))
+    people = _instances(
+        path, folder, file.names, np.array(image_ids), np.array(numbers), np.array(bboxes), unlabelled, {}
+    )
+    return dataclasses.replace(people, box_score=np.array(scores, np.float32), detected=True)
 
 
 def coco_annotations(annotations: str | os.PathLike, keypoints: KeypointSet) -> pathlib.Path | dict[str, Any]:
@@ -156,129 +152,172 @@ def coco_annotations(annotations: str | os.PathLike, keypoints: KeypointSet) -> 
     Raises:
       InputError: as `load_instances`, of an AI Challenger file.
     """
-    annotations = pathlib.Path(annotations)
-    content = read_json(annotations)
-    return _aic_as_coco(annotations, content, keypoints) if _is_aic(content) else annotations
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """Parses a JSON file. Raises InputError that names the file when it is missing or is not JSON."""
-    try:
-        return json.loads(pathlib.Path(path).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-
-
-_Record = tuple[str, int, int, np.ndarray, np.ndarray, float]  # file, image id, id, bbox, keypoints, score
-
-
-def _coco_records(
-    path: pathlib.Path, content: dict, keypoints: KeypointSet
-) -> tuple[list[_Record], collections.Counter[str]]:
-    names = _image_names(path, content)
-    if not isinstance(content.get("annotations"), list):
-        raise InputError(f"{path}: has no list 'annotations'")
-    records, dropped = [], collections.Counter[str]()
-    for i, annotation in enumerate(content["annotations"]):
-        where = f"{path}: annotation {annotation.get('id', f'number {i}')}"
-        if "keypoints" not in annotation:
-            raise InputError(f"{where}: has no 'keypoints'; use person_keypoints_*.json, not instances_*.json")
-        points = _numbers(where, "keypoints", annotation["keypoints"], 3 * len(keypoints), keypoints).reshape(-1, 3)
-        bbox = _numbers(where, "bbox", annotation.get("bbox"), 4)
-        if annotation.get("image_id") not in names:
-            raise InputError(f"{where}: image_id {annotation.get('image_id')!r} is not among the file's images")
-        labelled = annotation.get("num_keypoints", int((points[:, 2] > 0).sum()))
-        if annotation.get("iscrowd", 0):
-            dropped["crowds"] += 1
-        elif labelled == 0 or points.max() <= 0:
-            dropped["without keypoints"] += 1
-        elif min(bbox[2:]) <= 0:
-            dropped["with a box without area"] += 1
-        else:
-            image_id = annotation["image_id"]
-            records.append((names[image_id], image_id, annotation.get("id", i), bbox, points, 1.0))
-    return records, dropped
-
-
-def _aic_records(
-    path: pathlib.Path, content: list, keypoints: KeypointSet
-) -> tuple[list[_Record], collections.Counter[str]]:
-    records, dropped = [], collections.Counter[str]()
-    files = _aic_files(path, content)
-    for number, (image_id, bbox, points) in enumerate(_aic_people(path, content, keypoints)):
-        if not points[:, 2].any() or points.max() <= 0:
-            dropped["without keypoints"] += 1
-        elif min(bbox[2:]) <= 0:
-            dropped["with a box without area"] += 1
-        else:
-            records.append((files[image_id], image_id, number, bbox, points, 1.0))
-    return records, dropped
-
-
-def _aic_as_coco(path: pathlib.Path, content: list, keypoints: KeypointSet) -> dict[str, Any]:
-    files = _aic_files(path, content)
+    file = _File(pathlib.Path(annotations))
+    if next(stream_json(annotations), ("", None))[0]:
+        return file.path
     people = [
         {
-            "id": number,
-            "image_id": image_id,
+            "id": person.id,
+            "image_id": person.image_id,
             "category_id": 1,
-            "bbox": [*bbox[:2].tolist(), *np.maximum(bbox[2:], 0).tolist()],
+            "bbox": [*box[:2].tolist(), *np.maximum(box[2:], 0).tolist()],
             "keypoints": points.ravel().tolist(),
             "num_keypoints": int((points[:, 2] > 0).sum()),
             "iscrowd": 0,
         }
-        for number, (image_id, bbox, points) in enumerate(_aic_people(path, content, keypoints))
+        for chunk in _chunks(file.people())
+        for person, box, points in zip(chunk, *_checked_numbers(chunk, keypoints, file.native), strict=True)
     ]
     return {
-        "images": [{"id": i, "file_name": file} for i, file in enumerate(files)],
+        "images": [{"id": image_id, "file_name": name} for image_id, name in file.names.items()],
         "categories": [{"id": 1, "name": "person"}],
         "annotations": people,
     }
 
 
-def _aic_people(
-    path: pathlib.Path, content: list, keypoints: KeypointSet
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Everybody of an AIC file: the image's position, the box (xywh), and keypoints with COCO's visibility."""
-    for image_id, entry in enumerate(content):
-        for human, box in entry["human_annotations"].items():
-            where = f"{path}: image {entry['image_id']}, {human}"
-            x1, y1, x2, y2 = _numbers(where, "human_annotations", box, 4)
-            points = _numbers(
-                where, "keypoint_annotations", entry["keypoint_annotations"].get(human), 3 * len(keypoints), keypoints
-            ).reshape(-1, 3)
-            if not np.isin(points[:, 2], (0, 1, 2, 3)).all():
-                raise InputError(f"{where}: visibility must be 1 (visible), 2 (occluded) or 3 (absent)")
-            points[:, 2] = _AIC_VISIBILITY[points[:, 2].astype(int)]
-            yield image_id, np.array([x1, y1, x2 - x1, y2 - y1]), points
+class _Person(NamedTuple):
+    """A record of a file, its numbers unchecked."""
+
+    where: str
+    image_id: int
+    id: int
+    bbox: Any
+    keypoints: Any
+    crowd: bool
+    labelled: int | None  # how many keypoints the file says there are
 
 
-def _aic_files(path: pathlib.Path, content: list) -> list[str]:
-    """The image files of an AIC file, whose entries it checks."""
-    for i, entry in enumerate(content):
-        if not isinstance(entry, dict) or not {"image_id", "human_annotations", "keypoint_annotations"} <= set(entry):
-            raise InputError(f"{path}: entry {i}: needs 'image_id', 'human_annotations' and 'keypoint_annotations'")
-    return [_within(f"{path}: entry {i}: image_id", f"{entry['image_id']}.jpg") for i, entry in enumerate(content)]
+class _File:
+    """An annotation file of either layout, read piece by piece."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.names: dict[int, str] = {}  # file names by image id, complete once all is read
+        self.native = False  # AI Challenger's own layout
+
+    def people(self) -> Iterator[_Person]:
+        """Everybody, in the file's order."""
+        count = 0
+        for key, piece in stream_json(self.path):
+            self._take_name(key, piece)
+            if key == "annotations":
+                yield self._coco_person(count, piece)
+                count += 1
+            elif key == "":
+                for human, box in piece["human_annotations"].items():
+                    where = f"{self.path}: image {piece['image_id']}, {human}"
+                    points = piece["keypoint_annotations"].get(human)
+                    yield _Person(where, len(self.names) - 1, count, box, points, False, None)
+                    count += 1
+        self._check_layout()
+
+    def read_names(self) -> None:
+        """Reads the images only."""
+        for key, piece in stream_json(self.path):
+            self._take_name(key, piece)
+        self._check_layout()
+
+    def check_names(self, checked: list[tuple[np.ndarray, ...]]) -> None:
+        """Raises InputError when a person's image is not in the file."""
+        for image_ids, ids, *_ in checked:
+            for image_id, number in zip(image_ids.tolist(), ids.tolist(), strict=True):
+                if image_id not in self.names:
+                    raise InputError(
+                        f"{self.path}: annotation {number}: image_id {image_id} is not among the file's images"
+                    )
+
+    def _take_name(self, key: str, piece: Any) -> None:
+        number = len(self.names)
+        if key == "images":
+            if not isinstance(piece, dict) or not _is_integer(piece.get("id")) or "file_name" not in piece:
+                raise InputError(f"{self.path}: image number {number} needs an integer 'id' and a 'file_name'")
+            where = f"{self.path}: image {piece['id']}: file_name"
+            self.names[piece["id"]] = _within(where, str(piece["file_name"]))
+        elif key == "":
+            needed = ("human_annotations", "keypoint_annotations")
+            if not isinstance(piece, dict) or not all(isinstance(piece.get(k), dict) for k in needed):
+                raise InputError(
+                    f"{self.path}: entry {number}: not AI Challenger's annotation of an image (needs 'image_id', "
+                    "'human_annotations' and 'keypoint_annotations'), nor is the file COCO's (an object)"
+                )
+            self.names[number] = _within(f"{self.path}: entry {number}: image_id", f"{piece.get('image_id')}.jpg")
+            self.native = True
+
+    def _coco_person(self, number: int, annotation: Any) -> _Person:
+        if not isinstance(annotation, dict):
+            raise InputError(f"{self.path}: annotation number {number} is not an object")
+        where = f"{self.path}: annotation {annotation.get('id', f'number {number}')}"
+        if "keypoints" not in annotation:
+            raise InputError(f"{where}: has no 'keypoints'; use person_keypoints_*.json, not instances_*.json")
+        image_id: Any = annotation.get("image_id")
+        number = annotation.get("id", number)
+        if not _is_integer(image_id):
+            raise InputError(f"{where}: image_id {image_id!r} is not among the file's images")
+        if not _is_integer(number):
+            raise InputError(f"{where}: 'id' must be an integer")
+        crowd, labelled = bool(annotation.get("iscrowd", 0)), annotation.get("num_keypoints")
+        return _Person(where, image_id, number, annotation.get("bbox"), annotation["keypoints"], crowd, labelled)
+
+    def _check_layout(self) -> None:
+        if not self.names:
+            raise InputError(
+                f"{self.path}: not a COCO annotation file (no list 'images'), nor AI Challenger's (a list of objects "
+                "with 'human_annotations')"
+            )
 
 
-def _is_aic(content: Any) -> bool:
-    first = content[0] if isinstance(content, list) and content else None
-    return isinstance(first, dict) and "human_annotations" in first
+def _chunks(people: Iterable[_Person]) -> Iterator[list[_Person]]:
+    people = iter(people)
+    while chunk := list(itertools.islice(people, _CHUNK)):
+        yield chunk
 
 
-def _image_names(path: pathlib.Path, content: Any) -> dict[int, str]:
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise InputError(f"{path}: not a COCO annotation file (no list 'images')")
-    names = {}
-    for i, image in enumerate(content["images"]):
-        if not isinstance(image, dict) or not isinstance(image.get("id"), int) or "file_name" not in image:
-            raise InputError(f"{path}: image number {i} needs an integer 'id' and a 'file_name'")
-        names[image["id"]] = _within(f"{path}: image {image['id']}: file_name", str(image["file_name"]))
-    return names
+def _kept(
+    people: list[_Person], keypoints: KeypointSet, native: bool, dropped: collections.Counter[str]
+) -> tuple[np.ndarray, ...]:
+    """Image ids, ids, boxes and keypoints of those who are not dropped; counts the others by reason."""
+    boxes, points = _checked_numbers(people, keypoints, native)
+    counts = (points[..., 2] > 0).sum(1).tolist()
+    labelled = [count if p.labelled is None else p.labelled for p, count in zip(people, counts, strict=True)]
+    kept = np.ones(len(people), bool)
+    for reason, applies in {
+        "crowds": np.array([person.crowd for person in people]),
+        "without keypoints": (np.array(labelled) == 0) | (points.max((1, 2)) <= 0),
+        "with a box without area": boxes[:, 2:].min(1) <= 0,
+    }.items():
+        dropped[reason] += int((kept & applies).sum())
+        kept &= ~applies
+    image_ids = np.array([person.image_id for person in people], np.int64)
+    ids = np.array([person.id for person in people], np.int64)
+    return image_ids[kept], ids[kept], boxes[kept], points[kept]
+
+
+def _checked_numbers(people: list[_Person], keypoints: KeypointSet, native: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (xywh) float32 [N,4] and keypoints with COCO's visibility float32 [N,K,3]; names the first bad record."""
+    length = 3 * len(keypoints)
+    boxes, points = _table([p.bbox for p in people], 4), _table([p.keypoints for p in people], length)
+    if boxes is None or points is None:
+        box_key, points_key = ("human_annotations", "keypoint_annotations") if native else ("bbox", "keypoints")
+        points = np.array([_numbers(p.where, points_key, p.keypoints, length, keypoints) for p in people])
+        boxes = np.array([_numbers(p.where, box_key, p.bbox, 4) for p in people])
+    points = points.reshape(len(people), -1, 3)
+    if native:
+        known = np.isin(points[..., 2], (0, 1, 2, 3)).all(1)
+        if not known.all():
+            where = people[int(known.argmin())].where
+            raise InputError(f"{where}: visibility must be 1 (visible), 2 (occluded) or 3 (absent)")
+        points[..., 2] = _AIC_VISIBILITY[points[..., 2].astype(int)]
+        boxes[:, 2:] -= boxes[:, :2]
+    return boxes.astype(np.float32), points.astype(np.float32)
+
+
+def _table(rows: list[Any], width: int) -> np.ndarray | None:
+    """Rows of finite numbers as one array; None when any row is something else."""
+    try:
+        table = np.array(rows, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return table if table.shape == (len(rows), width) and np.isfinite(table).all() else None
 
 
 def _within(where: str, name: str) -> str:
@@ -290,7 +329,7 @@ def _within(where: str, name: str) -> str:
 def _numbers(where: str, key: str, values: Any, count: int, keypoints: KeypointSet | None = None) -> np.ndarray:
     try:
         numbers = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = None
     if numbers is None or numbers.ndim != 1:
         raise InputError(f"{where}: {key!r} is not a list of numbers")
@@ -306,17 +345,31 @@ def _numbers(where: str, key: str, values: Any, count: int, keypoints: KeypointS
     return numbers
 
 
-def _columns(path: pathlib.Path, images: pathlib.Path, records: list[_Record]) -> Instances:
-    names, image_ids, ids, boxes, points, scores = zip(*records, strict=True)
-    files = {name: i for i, name in enumerate(dict.fromkeys(names))}
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 2**63
+
+
+def _instances(
+    path: pathlib.Path,
+    images: pathlib.Path,
+    names: Mapping[int, str],
+    image_ids: np.ndarray,
+    ids: np.ndarray,
+    boxes: np.ndarray,
+    points: np.ndarray,
+    dropped: Mapping[str, int],
+) -> Instances:
+    numbers: dict[str, int] = {}  # of the files, in order of first use
+    file_index = [numbers.setdefault(names[image_id], len(numbers)) for image_id in image_ids.tolist()]
     return Instances(
         name=path.stem,
-        images=str(images),
-        files=list(files),
-        file_index=np.array([files[name] for name in names], np.int32),
-        image_id=np.array(image_ids, np.int64),
-        instance_id=np.array(ids, np.int64),
-        bbox=np.array(boxes, np.float32),
-        keypoints=np.array(points, np.float32),
-        box_score=np.array(scores, np.float32),
+        images=ImageFiles(str(images)),
+        files=np.array([name.encode() for name in numbers]),
+        file_index=np.array(file_index, np.int32),
+        image_id=image_ids.astype(np.int64),
+        instance_id=ids.astype(np.int64),
+        bbox=boxes.astype(np.float32),
+        keypoints=points.astype(np.float32),
+        box_score=np.ones(len(ids), np.float32),
+        dropped={reason: count for reason, count in dropped.items() if count},
     )

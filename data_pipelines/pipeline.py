@@ -8,8 +8,12 @@ compute, so they never change it. Nothing random may come after `_HostSlice`, wh
 from __future__ import annotations
 
 import dataclasses
+import importlib.machinery
+import itertools
 import logging
+import math
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,16 +23,21 @@ import numpy as np
 from absl import flags
 
 from data_pipelines import transforms
-from data_pipelines.annotations import Instances, load_detections, load_instances
+from data_pipelines.annotations import cached_instances, load_detections
 from data_pipelines.errors import InputError
-from data_pipelines.images import read_image
+from data_pipelines.images import Decoded, Picture
+from data_pipelines.instances import Instances
 from data_pipelines.keypoints import KeypointMapping, keypoint_set
 from data_pipelines.pixels import augment_pixels
+from data_pipelines.prepared import load_prepared
 from data_pipelines.transforms import Augmentation, View
 from data_pipelines.types import Batch, Config
 
 # How often an unreadable sample is drawn again before the stream gives up.
 _ATTEMPTS = 100
+
+# Batches that threads compute while worker processes start.
+_WHILE_STARTING = 8
 
 
 def create_train_dataset(
@@ -58,6 +67,8 @@ class TrainData:
     warp: str
     augmentation: Augmentation
     seed: int
+    weights: tuple[float, ...] = ()  # how often each source is drawn; none: as often as it has people
+    epoch_size: int = 0  # samples that count as an epoch of a weighted mix
 
     @classmethod
     def load(cls, config: Config, seed: int) -> TrainData:
@@ -66,20 +77,37 @@ class TrainData:
         sources = []
         for name, source in config["train"].items():
             labels = keypoint_set(source["keypoints"])
-            root = config["root"]
-            instances = load_instances(_path(root, source["annotations"]), _path(root, source["images"]), labels)
-            sources.append(dataclasses.replace(instances.mapped(KeypointMapping(labels, target)), name=name))
+            instances = _annotated(config, source).mapped(KeypointMapping(labels, target))
+            sources.append(dataclasses.replace(instances, name=name))
         if not sources:
             raise InputError("config.data.train names no source")
-        augmentation = Augmentation(**config["augment"])
-        return cls(tuple(sources), tuple(config["input_size"]), target, config["warp"], augmentation, seed)
+        weights, epoch_size = _mix(config, [source.name for source in sources])
+        augmentation, size = Augmentation(**config["augment"]), tuple(config["input_size"])
+        return cls(tuple(sources), size, target, config["warp"], augmentation, seed, weights, epoch_size)
 
     def __len__(self) -> int:
-        return sum(len(source) for source in self.sources)
+        """Samples an epoch."""
+        return self.epoch_size or self._people
 
     def order(self) -> grain.MapDataset:
-        """Which person each global index shows: epoch after epoch, each in an order of its own."""
-        return grain.MapDataset.range(len(self)).seed(self.seed).shuffle().repeat()
+        """Which person each global index shows, without end.
+
+        Unweighted, epoch after epoch, each with everybody in an order of its own. Weighted, each source so, and
+        sources take turns in proportion to their weights.
+        """
+        if not self.weights:
+            return grain.MapDataset.range(self._people).seed(self.seed).shuffle().repeat()
+        ends = np.cumsum([len(source) for source in self.sources]).tolist()
+        starts = [0, *ends[:-1]]
+        parts = [
+            grain.MapDataset.range(start, end).seed(self.seed + number).shuffle().repeat()
+            for number, (start, end) in enumerate(zip(starts, ends, strict=True))
+        ]
+        return grain.MapDataset.mix(parts, list(self.weights))
+
+    @property
+    def _people(self) -> int:
+        return sum(len(source) for source in self.sources)
 
     def batches(self, batch_size: int, *, start_step: int = 0, host: int = 0, hosts: int = 1) -> grain.MapDataset:
         """Returns the endless stream of batches from `start_step` on.
@@ -106,7 +134,7 @@ class TrainData:
         for attempt in range(_ATTEMPTS):
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, attempt, index]))
             if attempt:
-                row = int(rng.integers(len(self)))
+                row = int(rng.integers(self._people))
             try:
                 return self._augmented(rng, index, row, valid=not attempt)
             except InputError as error:
@@ -117,7 +145,7 @@ class TrainData:
         """What is wrong with a person's image, if anything."""
         _, source, row = self._locate(row)
         try:
-            read_image(source.path(row))
+            source.open(row)
         except InputError as error:
             return str(error)
         return None
@@ -131,12 +159,12 @@ class TrainData:
 
     def _augmented(self, rng: np.random.Generator, index: int, row: int, valid: bool) -> Batch:
         number, source, row = self._locate(row)
-        image = read_image(source.path(row))
-        keypoints = np.array(source.keypoints[row, :, :2])
-        visible = np.minimum(source.keypoints[row, :, 2], 1)
-        view = transforms.view_of_box(_clipped(source, row, image))
+        picture = source.open(row)
+        labels = source.points(row)
+        keypoints, visible = labels[:, :2], np.minimum(labels[:, 2], 1)
+        view = transforms.view_of_box(_clipped(source, row, picture.size))
 
-        width = image.shape[1]
+        width = picture.size[1]
         flip = rng.random() < self.augmentation.flip
         if flip:
             order = self.keypoints.flip_indices
@@ -150,7 +178,7 @@ class TrainData:
         matrix = transforms.warp_matrix(view, self.input_size, self.warp)
         from_image = transforms.mirrored(matrix, width) if flip else matrix
         # Pixels last: what shows whom, and where, is the same with and without them.
-        crop = augment_pixels(rng, _crop(image, from_image, self.input_size), self.augmentation)
+        crop = augment_pixels(rng, _crop(picture, from_image, self.input_size), self.augmentation)
         return {
             "image": crop,
             "keypoints": transforms.warp_points(keypoints, matrix),
@@ -185,13 +213,9 @@ class EvalData:
         """Reads the annotated boxes of `config.eval`, or a detector's when `config.eval.boxes` names a file."""
         if batch_size % hosts:
             raise InputError(f"config.eval.batch_size={batch_size} does not divide by {hosts} hosts")
-        source, root = config["eval"], config["root"]
-        annotations, images = _path(root, source["annotations"]), _path(root, source["images"])
+        source = config["eval"]
         labels = keypoint_set(source["keypoints"])
-        if source["boxes"]:
-            instances = load_detections(_path(root, source["boxes"]), annotations, images, labels)
-        else:
-            instances = load_instances(annotations, images, labels)
+        instances = _detected(config, source) if source["boxes"] else _annotated(config, source)
         instances = instances.mapped(KeypointMapping(labels, keypoint_set(config["keypoints"])))
 
         order = np.argsort(instances.image_id, kind="stable")
@@ -229,18 +253,19 @@ class EvalData:
 
     def _crops(self, number: int) -> list[Batch]:
         rows = self.images[number]
-        image = read_image(self.instances.path(rows[0]))
-        return [self._sample(image, row) for row in rows]
+        picture = Decoded(self.instances.open(rows[0]).pixels())
+        return [self._sample(picture, row) for row in rows]
 
-    def _sample(self, image: np.ndarray, row: int) -> Batch:
+    def _sample(self, picture: Picture, row: int) -> Batch:
         instances = self.instances
-        box = _clipped(instances, row, image)
+        labels = instances.points(row)
+        box = _clipped(instances, row, picture.size)
         view = transforms.view_of_box(box).fix_aspect(self.input_size)
         matrix = transforms.warp_matrix(view, self.input_size, self.warp)
         return {
-            "image": _crop(image, matrix, self.input_size),
-            "keypoints": transforms.warp_points(instances.keypoints[row, :, :2], matrix),
-            "visible": np.minimum(instances.keypoints[row, :, 2], 1),
+            "image": _crop(picture, matrix, self.input_size),
+            "keypoints": transforms.warp_points(labels[:, :2], matrix),
+            "visible": np.minimum(labels[:, 2], 1),
             "index": np.int64(row),
             "source": np.int32(0),
             "instance_id": instances.instance_id[row],
@@ -253,7 +278,7 @@ class EvalData:
         }
 
     def _padding(self) -> Batch:
-        keypoints = self.instances.keypoints.shape[1]
+        keypoints = len(self.instances.points(0))
         return {
             "image": np.zeros((*self.input_size, 3), np.uint8),
             "keypoints": np.zeros((keypoints, 2), np.float32),
@@ -270,20 +295,41 @@ class EvalData:
         }
 
 
-def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> grain.DatasetIterator:
-    """Computes a dataset's elements ahead of use: by threads in this process, or also by worker processes.
+class Ahead(Iterator[Any]):
+    """Elements that are computed ahead of use; close it when done."""
 
-    With workers, the program's main module must keep everything behind `if __name__ == "__main__"`, since processes
-    are spawned.
+    def __init__(self, *parts: grain.DatasetIterator):
+        self._parts, self._elements = parts, itertools.chain(*parts)
+
+    def __next__(self) -> Any:
+        return next(self._elements)
+
+    def close(self) -> None:
+        """Stops the threads and processes."""
+        for part in self._parts:
+            part.close()
+
+
+def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> Ahead:
+    """Computes a dataset's elements ahead of use: by threads in this process, or by worker processes.
+
+    With workers, threads compute the first elements while the processes start, which takes seconds. A worker that
+    dies raises RuntimeError within seconds.
     """
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * threads, 2))
-    elements = dataset.to_iter_dataset(options)
-    if workers:
-        # Grain hands its absl flags to the workers, and refuses to before they are parsed.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        elements = elements.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
-    return iter(elements)
+    first = iter(dataset[: _WHILE_STARTING if workers else None].to_iter_dataset(options))
+    if not workers:
+        return Ahead(first)
+    # Grain hands its absl flags to the workers, and refuses to before they are parsed.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    # Spawned processes import the program's main module anew, and with it all that a trainer needs, unless it is
+    # some package's __main__. Workers need the pipeline only, which comes with the pickled dataset.
+    sys.modules["__main__"].__spec__ = importlib.machinery.ModuleSpec("data_pipelines.__main__", None)
+    processes = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+    rest = iter(dataset[_WHILE_STARTING:].to_iter_dataset(options).mp_prefetch(processes))
+    rest.start_prefetch()
+    return Ahead(first, rest)
 
 
 def stack(samples: Sequence[Batch]) -> Batch:
@@ -309,23 +355,61 @@ class _HostSlice(grain.MapDataset):
         return self._parent[(batch * self._hosts + self._host) * self._size + offset]
 
 
-def _path(root: str, path: str) -> str:
-    return os.path.join(root, path)
+def _annotated(config: Config, source: Config) -> Instances:
+    labels = keypoint_set(source["keypoints"])
+    if config["format"] == "tfds":
+        return load_prepared(_path(config, source["prepared"]), labels)
+    if config["format"] != "files":
+        raise InputError(f"config.data.format={config['format']!r}: there are 'files' and 'tfds'")
+    return cached_instances(
+        config["cache_dir"], _path(config, source["annotations"]), _path(config, source["images"]), labels
+    )
 
 
-def _clipped(instances: Instances, row: int, image: np.ndarray) -> np.ndarray:
+def _detected(config: Config, source: Config) -> Instances:
+    labels, boxes = keypoint_set(source["keypoints"]), _path(config, source["boxes"])
+    prepared = _annotated(config, source) if config["format"] == "tfds" else None
+    images = None if prepared else _path(config, source["images"])
+    people = load_detections(boxes, _path(config, source["annotations"]), images, labels)
+    return people.on_images_of(prepared) if prepared else people
+
+
+def _path(config: Config, path: str) -> str:
+    return os.path.join(config["root"], path)
+
+
+def _mix(config: Config, sources: Sequence[str]) -> tuple[tuple[float, ...], int]:
+    """The weights of the sources, in their order, and the samples an epoch; neither when all are 0 in `config.mix`."""
+    mix = dict(config["mix"])
+    if not any(mix.values()):
+        return (), 0
+    if sorted(mix) != sorted(sources):
+        raise InputError(f"config.data.mix names {sorted(mix)}, config.data.train {sorted(sources)}")
+    weights = tuple(float(mix[name]) for name in sources)
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise InputError(f"config.data.mix={mix}: weights must be above 0")
+    if config["epoch_size"] < 1:
+        raise InputError("config.data.epoch_size must say how many samples of the mix count as an epoch")
+    return weights, int(config["epoch_size"])
+
+
+def _clipped(instances: Instances, row: int, size: tuple[int, int]) -> np.ndarray:
     box = instances.bbox[row]
     if instances.detected:
         return np.concatenate([box[:2], box[:2] + box[2:]])
-    xyxy = transforms.clip_box(box, image.shape[:2])
+    xyxy = transforms.clip_box(box, size)
     if (xyxy[2:] <= xyxy[:2]).any():
-        size = f"{image.shape[1]}x{image.shape[0]}"
         raise InputError(
             f"{instances.path(row)}: the box {box.tolist()} (xywh) of instance {instances.instance_id[row]} lies "
-            f"outside of the image ({size})"
+            f"outside of the image ({size[1]}x{size[0]})"
         )
     return xyxy
 
 
-def _crop(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return cv2.cvtColor(transforms.warp_image(image, matrix, size), cv2.COLOR_BGR2RGB)
+def _crop(picture: Picture, matrix: transforms.Matrix, size: tuple[int, int]) -> np.ndarray:
+    """Warps a picture, of which only the part that the crop shows is needed."""
+    pixels, origin = picture.region(*transforms.shown_region(matrix, size))
+    if origin != (0, 0):
+        matrix = matrix.copy()
+        matrix[:, 2] += matrix[:, :2] @ np.array(origin, np.float64)
+    return cv2.cvtColor(transforms.warp_image(pixels, matrix, size), cv2.COLOR_BGR2RGB)

@@ -169,6 +169,19 @@ def warp_points(points: Float[np.ndarray, "k 2"], matrix: Matrix) -> Float[np.nd
     return (points @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
 
 
+def shown_region(matrix: Matrix, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The upright rectangle (x0, y0, x1, y1; the ends exclusive) of the image pixels that a warp to a crop reads."""
+    (a, b, c), (d, e, f) = matrix.tolist()
+    determinant = a * e - b * d
+    xs, ys = [], []
+    for u in (0 - c, size[1] - 1 - c):
+        for v in (0 - f, size[0] - 1 - f):
+            xs.append((e * u - b * v) / determinant)
+            ys.append((a * v - d * u) / determinant)
+    # One pixel more all round: bilinear weights reach to the next, and are rounded to 1/32 pixel.
+    return math.floor(min(xs)) - 1, math.floor(min(ys)) - 1, math.ceil(max(xs)) + 2, math.ceil(max(ys)) + 2
+
+
 def warp_image(image: UInt8[np.ndarray, "h w 3"], matrix: Matrix, size: tuple[int, int]) -> UInt8[np.ndarray, "a b 3"]:
     """Crops an image, bilinear, black outside."""
     return cv2.warpAffine(image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR)

@@ -9,7 +9,6 @@ Arrays stand under the reference's names (`hrnet_jax.models.state`).
 
 from __future__ import annotations
 
-import json
 import logging
 import pathlib
 from typing import Any, NamedTuple
@@ -21,8 +20,9 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
 from hrnet_jax import config as config_lib
-from hrnet_jax.folder import is_folder, load_folder, mismatches
+from hrnet_jax.folder import is_folder, load_folder
 from hrnet_jax.models import abstract_model, state_dict
+from hrnet_jax.models.state import mismatches
 
 FORMAT_VERSION = 1
 
@@ -115,13 +115,6 @@ def stored_config(path: str | pathlib.Path) -> ConfigDict:
     if not pathlib.Path(path).is_dir():
         raise InputError(f"{path}: no such folder; --checkpoint takes a work directory or a converted folder")
     return config_lib.from_json(pathlib.Path(path) / "config.json")
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
 
 
 def _load_folder(path: pathlib.Path, shapes: dict[str, Any]) -> Trained:

@@ -28,13 +28,15 @@ logger = logging.getLogger(__name__)
 FREE_KEYS = (
     *(
         "data.root",
+        "data.cache_dir",
         "data.loader",
         "data.max_unreadable",
         "data.train.*.annotations",
         "data.train.*.images",
+        "data.train.*.prepared",
         "data.eval",
     ),
-    *("eval", "checkpoint", "log_every", "epochs", "init"),
+    *("eval", "checkpoint", "log_every", "epochs", "init", "cache_dir"),
 )
 
 
@@ -121,6 +123,13 @@ def check_devices(config: ConfigDict, devices: int) -> None:
         )
     if group and share % group and config.batch_size > group:
         logger.warning("BatchNorm groups of %d samples span devices that hold %d: they communicate", group, share)
+
+
+def with_cache(config: ConfigDict, workdir: str | pathlib.Path) -> ConfigDict:
+    """A copy whose caches lie in the work directory where `cache_dir` is empty."""
+    config = config.copy_and_resolve_references()
+    config.cache_dir = config.data.cache_dir = config.cache_dir or str(pathlib.Path(workdir) / "cache")
+    return config
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:

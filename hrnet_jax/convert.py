@@ -31,9 +31,9 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import InputError
 from hrnet_jax import checkpoint, cli, torch_files
 from hrnet_jax import config as config_lib
-from hrnet_jax.folder import check_free, is_folder, load_folder, mismatches, save_folder
+from hrnet_jax.folder import check_free, is_folder, load_folder, save_folder
 from hrnet_jax.models import VARIANTS, abstract_model, fill, state_dict
-from hrnet_jax.models.state import Arrays
+from hrnet_jax.models.state import Arrays, mismatches
 
 STYLES = ("mmpose", "official")
 

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from data_pipelines.annotations import Instances
 from data_pipelines.errors import InputError
-from data_pipelines.images import read_image
 from data_pipelines.keypoints import KeypointSet
 from hrnet_jax import metrics as metric_files
 
@@ -73,7 +72,7 @@ def contact_sheet(
     row_of = {int(image_id): row for row, image_id in enumerate(instances.image_id)}
     tiles = []
     for image_id in ids:
-        image = cv2.cvtColor(read_image(instances.path(row_of[image_id])), cv2.COLOR_BGR2RGB)
+        image = cv2.cvtColor(instances.open(row_of[image_id]).pixels(), cv2.COLOR_BGR2RGB)
         zoom = _TILE / max(image.shape[:2])
         image = cv2.resize(
             image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.annotations import coco_annotations
 from data_pipelines.errors import InputError
+from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from data_pipelines.types import Batch
@@ -209,7 +210,7 @@ def write(
 ) -> None:
     """Writes an evaluation's files into a folder."""
     output.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(output / "metrics.json", metrics)
+    write_json(output / "metrics.json", metrics)
     results = coco.to_coco_results([(prediction, prediction["score"]) for prediction in predictions])
     coco.write_results(output / "keypoints.json", results)
     draw.contact_sheet(output / "predictions.png", predictions, evaluator.data.instances, evaluator.labels)

@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -111,15 +111,3 @@ def load_folder(path: str | os.PathLike) -> Folder:
     stats = {name: array for name, array in arrays.items() if name.endswith((".running_mean", ".running_var"))}
     params = {name: array for name, array in arrays.items() if name not in extra and name not in stats}
     return Folder(config, params, stats, extra)
-
-
-def mismatches(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
-    """Lists all in which arrays by name differ from the arrays that a model has: missing, unknown, other shape."""
-    problems = [f"missing {name}" for name in shapes if name not in arrays]
-    problems += [f"unknown {name}" for name in arrays if name not in shapes]
-    problems += [
-        f"{name} has shape {tuple(array.shape)}, the model {tuple(shapes[name].shape)}"
-        for name, array in arrays.items()
-        if name in shapes and tuple(array.shape) != tuple(shapes[name].shape)
-    ]
-    return problems

@@ -69,6 +69,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     mesh = create_mesh()
     config_lib.check_devices(config, mesh.size)
     claim(workdir, config)
+    config = config_lib.with_cache(config, workdir)
 
     # Data and the numbers that follow from its size.
     data = TrainData.load(config.data, config.seed)

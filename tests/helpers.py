@@ -18,6 +18,10 @@ def data_config(root):
 
     return {
         "root": str(root),
+        "format": "files",
+        "cache_dir": "",
+        "mix": {"coco": 0.0, "aic": 0.0},
+        "epoch_size": 0,
         "input_size": (64, 64),
         "keypoints": "coco",
         "warp": "msra",

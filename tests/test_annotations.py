@@ -136,7 +136,9 @@ def test_files_that_are_no_annotations_are_named(tmp_path):
     with pytest.raises(InputError, match="bad.json: not JSON"):
         load_instances(path, tmp_path, COCO)
     path.write_text("[1, 2]")
-    with pytest.raises(InputError, match=r"bad.json: neither COCO annotations"):
+    with pytest.raises(
+        InputError, match=r"bad.json: entry 0: not AI Challenger.s annotation .*, nor is the file COCO.s"
+    ):
         load_instances(path, tmp_path, COCO)
 
 
@@ -169,7 +171,7 @@ def test_bad_detections_are_named(coco_file, tmp_path, box, message):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"image_id": "a"}, "entry 0: needs"),
+        ({"image_id": "a"}, "entry 0: not AI Challenger.s annotation"),
         (
             {"image_id": "a", "human_annotations": {"human1": [0, 0, 5, 5]}, "keypoint_annotations": {"human1": [1]}},
             "image a, human1: .* set 'aic' has 14",

@@ -6,7 +6,7 @@ import pathlib
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import create_eval_dataset, create_train_dataset
@@ -24,6 +24,19 @@ def config(shared):
     return data_config(shared / "data")
 
 
+@pytest.fixture(scope="module", params=["merge", "combine", "mixed"])
+def streamed(request, config):
+    """The config of a stream, and its first 60 samples, computed one by one."""
+    changes = {
+        "merge": {},
+        "combine": {"keypoints": "coco_aic"},
+        "mixed": {"mix": {"coco": 1.0, "aic": 3.0}, "epoch_size": 40},
+    }
+    config = {**config, **changes[request.param]}
+    batches = TrainData.load(config, SEED).batches(1)
+    return config, [batches[i] for i in range(60)]
+
+
 @pytest.fixture(scope="module")
 def stream(config):
     """The first 60 samples, computed one by one."""
@@ -39,23 +52,24 @@ def assert_same(batch, samples):
 
 @settings(max_examples=15, deadline=None)
 @given(hosts=st.sampled_from([1, 2, 4]), per_host=st.integers(1, 4), step=st.integers(0, 3), data=st.data())
-def test_hosts_and_restarts_do_not_change_the_stream(config, stream, hosts, per_host, step, data):
+def test_hosts_and_restarts_do_not_change_the_stream(streamed, hosts, per_host, step, data):
+    config, stream = streamed
     host = data.draw(st.integers(0, hosts - 1))
     size = hosts * per_host
     dataset = create_train_dataset(config, batch_size=size, seed=SEED, start_step=step, host=host, hosts=hosts)
     first = step * size + host * per_host
-    if first + per_host > len(stream):
-        return
+    assume(first + per_host <= len(stream))
     assert_same(dataset[0], stream[first : first + per_host])
 
 
-@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 0), (1, 2)])
-def test_threads_and_workers_do_not_change_the_stream(config, stream, threads, workers):
-    dataset = create_train_dataset(config, batch_size=8, seed=SEED, start_step=1)
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 0), (1, 2), (2, 4)])
+def test_threads_and_workers_do_not_change_the_stream(streamed, threads, workers):
+    config, stream = streamed
+    dataset = create_train_dataset(config, batch_size=4, seed=SEED, start_step=1)
     batches = iterate(dataset, threads=threads, workers=workers)
     try:
-        for step in (1, 2):
-            assert_same(next(batches), stream[8 * step : 8 * step + 8])
+        for step in range(1, 15):  # workers take over after eight batches
+            assert_same(next(batches), stream[4 * step : 4 * step + 4])
     finally:
         batches.close()
 
@@ -66,6 +80,34 @@ def test_an_epoch_shows_everybody_once_and_epochs_differ(config):
     epochs = [[order[i] for i in range(start, start + len(data))] for start in (0, len(data))]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(len(data)))
     assert epochs[0] != epochs[1]
+
+
+def test_a_mix_draws_by_weight_and_shows_all_of_a_source_before_any_again(config):
+    data = TrainData.load({**config, "mix": {"coco": 1.0, "aic": 3.0}, "epoch_size": 40}, SEED)
+    assert len(data) == 40
+    order = data.order()
+    people = sum(map(len, data.sources))
+    rows = np.array([order[i] for i in range(400)])
+    first = rows < len(data.sources[0])
+    weights = dict(zip([source.name for source in data.sources], data.weights, strict=True))
+    share = weights[data.sources[0].name] / sum(weights.values())
+    assert abs(first.mean() - share) < 0.01
+    for part, count in ((rows[first], len(data.sources[0])), (rows[~first], people - len(data.sources[0]))):
+        for start in range(0, len(part) - count, count):
+            assert len(set(part[start : start + count])) == count
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mix": {"coco": 1.0}, "epoch_size": 40}, r"config.data.mix names \['coco'\], config.data.train"),
+        ({"mix": {"coco": 1.0, "aic": 0.0}, "epoch_size": 40}, "weights must be above 0"),
+        ({"mix": {"coco": 1.0, "aic": 1.0}}, "config.data.epoch_size must say"),
+    ],
+)
+def test_bad_mixes_are_refused(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        TrainData.load({**config, **changes}, SEED)
 
 
 def test_seeds_and_indices_differ(config, stream):

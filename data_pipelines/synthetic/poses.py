@@ -7,7 +7,7 @@ import numpy as np
 from data_pipelines.synthetic.figures import Pose
 
 # How often each way to hold the legs and the trunk occurs.
-STANCES = {"stand": 0.55, "walk": 0.25, "sit": 0.05, "squat": 0.015, "bend": 0.015, "star": 0.09, "kick": 0.03}
+STANCES = {"stand": 0.6, "walk": 0.22, "sit": 0.045, "squat": 0.01, "bend": 0.01, "star": 0.09, "kick": 0.025}
 
 
 def random_pose(rng: np.random.Generator) -> Pose:
@@ -38,17 +38,17 @@ def random_pose(rng: np.random.Generator) -> Pose:
 
 def _yaw(rng: np.random.Generator) -> float:
     kind = rng.random()
-    if kind < 0.83:
-        return _degrees(rng.normal(0, 22))
-    if kind < 0.93:
-        return _degrees(180 + rng.normal(0, 22))
+    if kind < 0.85:
+        return _degrees(rng.normal(0, 18))
+    if kind < 0.94:
+        return _degrees(180 + rng.normal(0, 18))
     return _degrees(rng.choice([-90, 90]) + rng.normal(0, 25))
 
 
 def _roll(rng: np.random.Generator) -> float:
     kind = rng.random()
-    if kind < 0.95:
-        return _degrees(np.clip(rng.normal(0, 9), -30, 30))
+    if kind < 0.97:
+        return _degrees(np.clip(rng.normal(0, 8), -30, 30))
     return _degrees(rng.choice([-1, 1]) * rng.uniform(40, 115))
 
 
@@ -88,15 +88,15 @@ def _arm(rng: np.random.Generator, lean: float) -> tuple[float, float, float, tu
     normal, uniform = rng.normal, rng.uniform
     kind = rng.random()
     towards = (normal(-0.5, 0.6), normal(0.3, 0.6), uniform(0.3, 1.2))
-    if kind < 0.6:  # hanging or swinging
+    if kind < 0.66:  # hanging or swinging
         angles = (normal(0, 18), uniform(4, 22), uniform(0, 50))
-    elif kind < 0.71:  # raised
+    elif kind < 0.76:  # raised
         angles = (normal(0, 25), uniform(110, 170), uniform(0, 110))
         towards = (normal(-0.4, 0.5), normal(1.0, 0.4), uniform(0, 0.8))
-    elif kind < 0.82:  # to the side
+    elif kind < 0.86:  # to the side
         angles = (normal(0, 20), uniform(45, 105), uniform(0, 120))
         towards = (normal(-0.2, 0.6), normal(0.2, 0.9), uniform(0, 1))
-    elif kind < 0.91:  # to the front
+    elif kind < 0.94:  # to the front
         angles = (uniform(30, 120), uniform(-8, 30), uniform(0, 110))
         towards = (normal(-0.5, 0.5), normal(0.6, 0.6), uniform(0.1, 0.6))
     else:  # hand on the hip, or at the chest

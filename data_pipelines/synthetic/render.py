@@ -40,8 +40,8 @@ class Settings:
 
     people: tuple[float, ...] = (0.07, 0.5, 0.34, 0.09)
     heights: tuple[float, float] = (100.0, 220.0)
-    truncated: float = 0.2
-    occluder: float = 0.15
+    truncated: float = 0.21
+    occluder: float = 0.21
     tiny: float = 0.12
     crowd: float = 0.05
     portrait: float = 0.35

@@ -18,6 +18,7 @@ import numpy as np
 import tqdm
 
 from data_pipelines.errors import InputError
+from data_pipelines.json_files import write_json
 from data_pipelines.synthetic import formats, render
 
 MARKER = "synthetic.json"
@@ -79,20 +80,21 @@ def write_dataset(
         images, annotations, _ = _columns(results[f"coco_{split}"], 3)
         annotations = [record for records in annotations for record in records]
         content = {"info": _INFO, "licenses": _LICENSES, "images": images, "annotations": annotations}
-        _write_json(root / COCO_ANNOTATIONS.format(split=split), content | {"categories": formats.COCO_CATEGORIES})
+        content["categories"] = formats.COCO_CATEGORIES
+        write_json(root / COCO_ANNOTATIONS.format(split=split), content, indent=None)
         people[f"coco_{split}"] = sum(record["num_keypoints"] > 0 for record in annotations)
     boxes = [box for _, _, found in results["coco_val"] for box in found]
-    _write_json(root / DETECTIONS, boxes)
-    _write_json(root / AIC_ANNOTATIONS, results["aic_train"])
+    write_json(root / DETECTIONS, boxes, indent=None)
+    write_json(root / AIC_ANNOTATIONS, results["aic_train"], indent=None)
     people["aic_train"] = sum(len(record["keypoint_annotations"]) for record in results["aic_train"])
 
     summary = parameters | {"people": people, "detections": len(boxes)}
-    _write_json(root / MARKER, summary)
+    write_json(root / MARKER, summary, indent=None)
     (root / _UNFINISHED).unlink(missing_ok=True)
     return summary
 
 
-FORMAT = 6  # Raised whenever the same parameters come to mean other bytes.
+FORMAT = 7  # Raised whenever the same parameters come to mean other bytes.
 
 _UNFINISHED = "synthetic.unfinished.json"
 _INFO = {"description": "Synthetic people in the format of COCO 2017", "version": "1.0", "year": 2026}
@@ -137,7 +139,7 @@ def _claim(root: pathlib.Path, parameters: dict[str, Any]) -> dict[str, Any] | N
         return None
     if taken := [name for name in ("coco", "aic") if (root / name).exists()]:
         raise InputError(f"{root / taken[0]}: exists and is not a synthetic data set's; give another folder")
-    _write_json(root / _UNFINISHED, parameters)
+    write_json(root / _UNFINISHED, parameters, indent=None)
     return None
 
 
@@ -178,11 +180,6 @@ def _run(job: _Job) -> Any:
 
 def _columns(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
     return [[row[i] for row in rows] for i in range(width)]
-
-
-def _write_json(path: pathlib.Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, json.dumps(content, separators=(",", ":")).encode())
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:

@@ -40,20 +40,25 @@ def fill(model: nnx.Module, arrays: Mapping[str, Any], source: str = "the given 
     Raises ValueError with one line that lists all that is missing, unknown or of another shape; nothing is set then.
     """
     variables = {canonical_name(path): v for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))}
-    problems = [f"missing {name}" for name in variables if name not in arrays]
-    problems += [f"unknown {name}" for name in arrays if name not in variables]
-    problems += [
-        f"{name} has shape {tuple(arrays[name].shape)}, the model {tuple(v.shape)}"
-        for name, v in variables.items()
-        if name in arrays and tuple(arrays[name].shape) != tuple(v.shape)
-    ]
-    if problems:
+    if problems := mismatches(arrays, variables):
         raise ValueError(f"{source} and the model do not fit in {len(problems)} entries: {'; '.join(problems)}")
     filled = [
         (path, v.replace(jnp.array(arrays[canonical_name(path)])))
         for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     ]
     nnx.update(model, nnx.from_flat_state(filled))
+
+
+def mismatches(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
+    """Lists all in which arrays by name differ from those that a model has: missing, unknown, of another shape."""
+    problems = [f"missing {name}" for name in shapes if name not in arrays]
+    problems += [f"unknown {name}" for name in arrays if name not in shapes]
+    problems += [
+        f"{name} has shape {tuple(array.shape)}, the model {tuple(shapes[name].shape)}"
+        for name, array in arrays.items()
+        if name in shapes and tuple(array.shape) != tuple(shapes[name].shape)
+    ]
+    return problems
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,136 @@
+"""People in columns: in memory, or memory-mapped from a folder that worker processes share."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from data_pipelines.errors import InputError
+from data_pipelines.images import ImageSource, Picture
+from data_pipelines.json_files import read_json, write_json
+from data_pipelines.keypoints import KeypointMapping
+
+FORMAT_VERSION = 1
+
+_COLUMNS = ("files", "file_index", "image_id", "instance_id", "bbox", "keypoints", "box_score")
+_FACTS = "index.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Instances:
+    """N people in columns.
+
+    Attributes:
+      name: of the source, for messages and per-source metrics.
+      images: opens the images.
+      files: image file names in UTF-8, one a distinct image.
+      file_index: for each instance, its image in `files`.
+      image_id: the annotation file's image id (its position in the file where ids are not integers, as in AIC's).
+      instance_id: the annotation's id (its position where there is none).
+      bbox: xywh in image pixels, as annotated (clip with `transforms.clip_box` once the image's size is known).
+      keypoints: x, y in image pixels and COCO visibility (0 unlabelled, 1 occluded, 2 visible), in the file's set.
+      box_score: the detector's score; 1 for annotated boxes.
+      detected: whether the boxes come from a detector, whose boxes the reference does not clip.
+      dropped: how many people of the file were left out, by reason.
+      mapping: into the keypoint set that `points` gives.
+      index: the folder that the columns are memory-mapped from; None when they are in memory.
+    """
+
+    name: str
+    images: ImageSource
+    files: np.ndarray
+    file_index: Int[np.ndarray, "n"]
+    image_id: Int[np.ndarray, "n"]
+    instance_id: Int[np.ndarray, "n"]
+    bbox: Float[np.ndarray, "n 4"]
+    keypoints: Float[np.ndarray, "n keypoints 3"]
+    box_score: Float[np.ndarray, "n"]
+    detected: bool = False
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    mapping: KeypointMapping | None = None
+    index: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.file_index)
+
+    def path(self, row: int) -> str:
+        """Where an instance's image is, for messages."""
+        return self.images.name(int(self.file_index[row]), self._file(row))
+
+    def open(self, row: int) -> Picture:
+        """An instance's image. Raises InputError when it cannot be read."""
+        return self.images.open(int(self.file_index[row]), self._file(row))
+
+    def points(self, row: int) -> Float[np.ndarray, "keypoints 3"]:
+        """An instance's keypoints, mapped."""
+        keypoints = np.array(self.keypoints[row])
+        return self.mapping.apply(keypoints) if self.mapping else keypoints
+
+    def mapped(self, mapping: KeypointMapping) -> Instances:
+        """The same people in another keypoint set."""
+        return dataclasses.replace(self, mapping=None if mapping.source == mapping.target else mapping)
+
+    def on_images_of(self, other: Instances) -> Instances:
+        """The same people on the images of another. Raises InputError when it lacks one."""
+        numbers = {file: number for number, file in enumerate(other.files.tolist())}
+        if missing := [file for file in self.files.tolist() if file not in numbers]:
+            raise InputError(
+                f"{self.name}: {len(missing)} of its images, {missing[0].decode()} for one, were not prepared "
+                f"with those of {other.name}; prepare with --all-images"
+            )
+        file_index = np.array([numbers[file] for file in self.files.tolist()], np.int32)[self.file_index]
+        return dataclasses.replace(self, images=other.images, files=np.asarray(other.files), file_index=file_index)
+
+    def _file(self, row: int) -> str:
+        return self.files[self.file_index[row]].decode()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers get the folder's name and map the same pages; half a million people would be 200 MB each.
+        left_out = _COLUMNS if self.index else ()
+        return {key: value for key, value in self.__dict__.items() if key not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.index:
+            self.__dict__.update(_map_columns(pathlib.Path(self.index)))
+
+
+def write_index(folder: str | os.PathLike, instances: Instances) -> None:
+    """Writes instances' columns into a folder, which appears whole or not at all; an existing one stays."""
+    folder = pathlib.Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        for column in _COLUMNS:
+            np.save(partial / f"{column}.npy", getattr(instances, column))
+        facts = {"name": instances.name, "detected": instances.detected, "dropped": dict(instances.dropped)}
+        write_json(partial / _FACTS, {"format_version": FORMAT_VERSION, **facts})
+        partial.chmod(0o755)
+        if not folder.exists():
+            partial.replace(folder)
+    except OSError:
+        if not folder.exists():  # another process may have been first; its columns are the same
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_index(folder: str | os.PathLike, images: ImageSource) -> Instances:
+    """Maps a folder that `write_index` wrote. Raises InputError or ValueError when it is damaged or missing."""
+    folder = pathlib.Path(folder).absolute()
+    facts = read_json(folder / _FACTS)
+    if facts.pop("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{folder}: of another version")
+    return Instances(images=images, index=str(folder), **facts, **_map_columns(folder))
+
+
+def _map_columns(folder: pathlib.Path) -> dict[str, Any]:
+    return {column: np.load(folder / f"{column}.npy", mmap_mode="r") for column in _COLUMNS}

@@ -1,0 +1,356 @@
+"""Turns annotations and image files into shards of records that training reads with far less decoding.
+
+The output folder is a TensorFlow Datasets data set of one split, with a report and the index that training reads its
+people from. Stopped at any time, the same command continues with the first shard that is not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import multiprocessing
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from etils import epath
+
+from data_pipelines.annotations import load_instances
+from data_pipelines.errors import InputError
+from data_pipelines.instances import Instances, write_index
+from data_pipelines.json_files import read_json, stream_json, write_json
+from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
+from data_pipelines.prepared import FORMAT_VERSION, INDEX, REPORT, read_report
+from data_pipelines.shards import Shard, SourceImage, start_worker, write_shard
+from data_pipelines.tfds_metadata import FINISHED, shard_name, write_tfds_metadata
+
+IMAGES_PER_SHARD = 800
+
+_FACTS = "shards"  # the folder of what each shard was made from
+_SILENCE = 10  # seconds without a terminal
+_LISTED = 100  # images that a report names, of any kind
+_PACKAGES = ("array-record", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
+
+
+def prepare(
+    annotations: str | os.PathLike,
+    images: str | os.PathLike,
+    keypoints: str | KeypointSet,
+    output: str | os.PathLike,
+    *,
+    original: bool = False,
+    all_images: bool = False,
+    processes: int = 1,
+    against: Sequence[str | os.PathLike] = (),
+    max_unreadable: float = 0.01,
+    images_per_shard: int = IMAGES_PER_SHARD,
+) -> dict[str, Any]:
+    """Prepares one split.
+
+    Args:
+      annotations: as `annotations.load_instances` takes.
+      images: the folder of its images.
+      keypoints: the set that the file annotates, or its name.
+      output: the folder to write, `NAME_SPLIT`, on a local disk; what an earlier run finished there is kept.
+      original: store the image files as they are, instead of as cells.
+      all_images: also those without a person who is kept.
+      processes: how many work at it; one works in this process.
+      against: folders prepared earlier, to look there for the same images.
+      max_unreadable: the share of images that may be left out because they cannot be used.
+      images_per_shard: how many images go into a file.
+
+    Returns:
+      The report, which is also written into the folder.
+
+    Raises:
+      InputError: the annotations are wrong, too many images cannot be used, or the folder cannot be written.
+    """
+    start = time.time()
+    annotations, output, labels = pathlib.Path(annotations), pathlib.Path(output), keypoint_set(keypoints)
+    others = {str(folder): _sources(pathlib.Path(folder), read_report(folder)) for folder in against}
+    instances = load_instances(annotations, images, labels)
+    sources = _source_images(annotations, instances, all_images)
+    shards = _plan(output, pathlib.Path(images), sources, original, images_per_shard)
+    with _locked(output):
+        (output / FINISHED).unlink(missing_ok=True)
+        _remove_others(output, shards)
+        facts = _write_shards(shards, processes, max_unreadable)
+        kept = _kept(instances, [image["file"] for shard in facts for image in shard["images"]])
+        shutil.rmtree(output / INDEX, ignore_errors=True)
+        write_index(output / INDEX, kept)
+        report = _report(facts, instances, kept, others) | {
+            "mode": "original" if original else "cells",
+            "annotations": str(annotations),
+            "image_folder": str(images),
+            "keypoints": labels.name,
+            "all_images": all_images,
+            "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+            "seconds": round(time.time() - start, 1),
+        }
+        write_json(output / REPORT, report)
+        lengths = [shard["records"] for shard in report["shards"]]
+        write_tfds_metadata(output, labels, lengths, report["bytes_after"])
+    return report
+
+
+def upload(folder: pathlib.Path, target: epath.Path) -> None:
+    """Copies a prepared folder to where `etils.epath` writes, a bucket for one; what says that it is finished, last."""
+    (target / FINISHED).unlink(missing_ok=True)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    for path in sorted(files, key=lambda path: path.name == FINISHED):
+        copy = target / path.relative_to(folder).as_posix()
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        epath.Path(path).copy(copy, overwrite=True)
+
+
+def _source_images(annotations: pathlib.Path, instances: Instances, all_images: bool) -> list[SourceImage]:
+    """The images to prepare: those with people in the order of `instances.files`, then, if asked for, the others."""
+    listed: dict[str, tuple[int, tuple[int, int] | None]] = {}
+    for key, piece in stream_json(annotations):
+        if key == "images":
+            size = (piece.get("height"), piece.get("width"))
+            listed.setdefault(piece["file_name"], (piece["id"], size if all(size) else None))  # type: ignore[arg-type]
+        elif key == "":
+            listed.setdefault(f"{piece['image_id']}.jpg", (len(listed), None))
+    order = np.argsort(instances.file_index, kind="stable")
+    cuts = np.searchsorted(instances.file_index[order], np.arange(1, len(instances.files)))
+    people = dict(zip([file.decode() for file in instances.files], np.split(order, cuts), strict=True))
+    nobody = order[:0]
+    return [
+        SourceImage(file, *listed[file], *(getattr(instances, c)[rows] for c in ("instance_id", "bbox", "keypoints")))
+        for file in [*people, *([file for file in listed if file not in people] if all_images else [])]
+        for rows in [people.get(file, nobody)]
+    ]
+
+
+def _plan(
+    output: pathlib.Path, folder: pathlib.Path, images: list[SourceImage], original: bool, size: int
+) -> list[Shard]:
+    runs = [tuple(images[i : i + size]) for i in range(0, len(images), size)]
+    return [
+        Shard(
+            path=output / shard_name(output, number, len(runs)),
+            facts=output / _FACTS / f"{number:05d}.json",
+            folder=folder,
+            original=original,
+            images=run,
+        )
+        for number, run in enumerate(runs)
+    ]
+
+
+def _write_shards(shards: list[Shard], processes: int, max_unreadable: float) -> list[dict[str, Any]]:
+    total = sum(len(shard.images) for shard in shards)
+    finished: dict[str, dict[str, Any]] = {}
+    with _progress(total) as advance:
+
+        def take(shard: Shard, facts: dict[str, Any]) -> None:
+            finished[shard.path.name] = facts
+            unreadable = [reason for facts in finished.values() for reason in facts["unreadable"].values()]
+            if len(unreadable) > max_unreadable * total:
+                raise InputError(
+                    f"{shard.folder}: {len(unreadable)} of {total} images cannot be used, more than the share of "
+                    f"{max_unreadable:g} that --max-unreadable allows; the first: {unreadable[0]}"
+                )
+            advance(len(shard.images))
+
+        if processes == 1:
+            for shard in shards:
+                take(shard, write_shard(shard))
+        else:
+            _in_processes(shards, processes, take)
+    return [finished[shard.path.name] for shard in shards]
+
+
+def _in_processes(shards: list[Shard], processes: int, take: Callable[[Shard, dict[str, Any]], None]) -> None:
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    pool = concurrent.futures.ProcessPoolExecutor(min(processes, len(shards)), context, start_worker, (stop,))
+    with pool:
+        futures = {pool.submit(write_shard, shard): shard for shard in shards}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                take(futures[future], future.result())
+        except concurrent.futures.process.BrokenProcessPool:
+            raise InputError(
+                "a worker process was killed, likely for want of memory; the same command continues, "
+                f"with fewer --processes than {processes} it needs less"
+            ) from None
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _kept(instances: Instances, files: list[str]) -> Instances:
+    """The people whose images have records; `files` are then those of the records, in their order."""
+    if not files:
+        raise InputError(f"{instances.name}: none of its images can be used")
+    numbers = {file: number for number, file in enumerate(files)}
+    record = np.array([numbers.get(file.decode(), -1) for file in instances.files], np.int32)[instances.file_index]
+    columns = {
+        field.name: column[record >= 0]
+        for field in dataclasses.fields(instances)
+        if isinstance(column := getattr(instances, field.name), np.ndarray) and field.name != "files"
+    }
+    columns["file_index"] = record[record >= 0]
+    return dataclasses.replace(instances, files=np.array([file.encode() for file in files]), **columns)
+
+
+def _report(
+    facts: list[dict[str, Any]], instances: Instances, kept: Instances, others: dict[str, dict[str, str]]
+) -> dict[str, Any]:
+    images = [image for shard in facts for image in shard["images"]]
+    changes = [image["change"] for image in images if image["change"] is not None]
+    unreadable = {file: reason for shard in facts for file, reason in shard["unreadable"].items()}
+    return {
+        "format_version": FORMAT_VERSION,
+        "images": len(images),
+        "people": len(kept),
+        "dropped": dict(instances.dropped),
+        "unreadable_images": len(unreadable),
+        "people_on_unreadable_images": len(instances) - len(kept),
+        "unreadable": unreadable,
+        "cells": len(changes),
+        "mean_change": round(float(np.mean(changes)), 4) if changes else None,
+        "largest_change": max(changes, default=None),
+        "bytes_before": sum(image["bytes"] for image in images),
+        "bytes_after": sum(shard["bytes"] for shard in facts),
+        "shards": [{key: shard[key] for key in ("file", "records", "bytes", "sha256")} for shard in facts],
+        "also_in": {folder: _overlap(images, other) for folder, other in others.items()},
+    }
+
+
+def _overlap(images: list[dict[str, Any]], other: dict[str, str]) -> dict[str, Any]:
+    """Which images another folder, of SHA-256 by file name, has as well: by file name, and by content."""
+    names, digests = {os.path.basename(file) for file in other}, set(other.values())
+    same_name = [image["file"] for image in images if os.path.basename(image["file"]) in names]
+    same_content = [image["file"] for image in images if image["sha256"] in digests]
+    return {
+        "by_name": len(same_name),
+        "by_content": len(same_content),
+        "first": sorted({*same_name[:_LISTED], *same_content[:_LISTED]})[:_LISTED],
+    }
+
+
+def _sources(folder: pathlib.Path, report: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 by file name of the images that a prepared folder was made from."""
+    shards = [read_json(folder / _FACTS / f"{number:05d}.json") for number in range(len(report["shards"]))]
+    return {image["file"]: image["sha256"] for shard in shards for image in shard["images"]}
+
+
+@contextlib.contextmanager
+def _locked(output: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and keeps a second command out of it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with open(output / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError:
+        raise InputError(f"{output}: another command is preparing this folder") from None
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error})") from None
+
+
+def _remove_others(output: pathlib.Path, shards: list[Shard]) -> None:
+    """Removes what interrupted runs, and runs with other numbers of shards, left in the folder."""
+    ours = {path for shard in shards for path in (shard.path, shard.facts)}
+    stem = shards[0].path.name.split(".")[0]
+    for path in [*output.glob(f"{stem}.array_record-*"), *(output / _FACTS).glob("*.json")]:
+        if path not in ours:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows on stderr how many images are done; a line every ten seconds where that is no terminal."""
+    with tqdm.tqdm(total=total, unit=" images", disable=None) as bar:
+        start = shown = time.monotonic()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, shown
+            done += count
+            bar.update(count)
+            if bar.disable and time.monotonic() - shown > _SILENCE:
+                shown = time.monotonic()
+                print(bar.format_meter(done, total, shown - start, unit=" images"), file=sys.stderr, flush=True)
+
+        yield advance
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns 0, 1 after printing what the user got wrong, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipelines.prepare", description=__doc__)
+    parser.add_argument("--annotations", required=True, help="COCO keypoint file, or AI Challenger's own")
+    parser.add_argument("--images", required=True, help="the folder of its images")
+    parser.add_argument("--keypoints", required=True, choices=list(KEYPOINT_SETS), help="the set that it annotates")
+    parser.add_argument("--output", required=True, help="the folder to write, NAME_SPLIT; or a bucket's, gs://...")
+    parser.add_argument("--original", action="store_true", help="store the files as they are, to be decoded whole")
+    parser.add_argument("--all-images", action="store_true", help="also images without people, for a detector's boxes")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--against", nargs="+", default=[], help="prepared folders to look for the same images in")
+    parser.add_argument("--max-unreadable", type=float, default=0.01, help="share of images that may be left out")
+    parser.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD)
+    parser.add_argument("--scratch", help="where to write what goes to a bucket; default: the system's place for this")
+    flags = vars(parser.parse_args(arguments))
+    scratch, target = flags.pop("scratch"), flags["output"]
+    if in_bucket := "://" in target:
+        flags["output"] = os.path.join(
+            scratch or tempfile.gettempdir(), "prepared", os.path.basename(target.rstrip("/"))
+        )
+    try:
+        report = prepare(**flags)
+        if in_bucket:
+            _uploaded(pathlib.Path(flags["output"]), target)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command continues with the first shard that is not finished", file=sys.stderr)
+        return 130
+    print(_summary(report, target))
+    return 0
+
+
+def _uploaded(folder: pathlib.Path, target: str) -> None:
+    try:
+        upload(folder, epath.Path(target))
+    except (OSError, ImportError, ValueError) as error:
+        raise InputError(
+            f"{target}: cannot be written ({error}); buckets need `pip install hrnet-jax[gcs]` and credentials. "
+            f"The data set is in {folder}"
+        ) from None
+
+
+def _summary(report: dict[str, Any], target: str) -> str:
+    dropped = [f"{count} {reason}" for reason, count in report["dropped"].items()]
+    lines = [
+        f"{target}: {report['images']} images, {report['people']} people in {len(report['shards'])} shards",
+        f"dropped people: {', '.join(dropped) or 'none'}",
+        f"images that cannot be used: {report['unreadable_images']} (people: {report['people_on_unreadable_images']})",
+        f"bytes: {report['bytes_before']:,} -> {report['bytes_after']:,}, {report['seconds']:.0f} s",
+    ]
+    if report["mode"] == "cells":
+        as_is = report["images"] - report["cells"]
+        change = f"by {report['mean_change']} grey levels on average" if report["cells"] else "none"
+        lines.append(f"changed by re-encoding: {change}; stored as they were: {as_is}")
+    for folder, also in report["also_in"].items():
+        if also["by_name"] or also["by_content"]:
+            lines.append(f"WARNING: {also['by_name']} images by name, {also['by_content']} by content, are in {folder}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
