@@ -36,12 +36,7 @@ def write_files(root: pathlib.Path) -> None:
     """Writes both annotation files and the links; deterministic."""
     config = coco_aic_merge.get_config().data.train
     rng = np.random.default_rng(0)
-    pictures = []
-    for number in range(12):
-        pictures.append(root / f"picture{number}.jpg")
-        pictures[-1].parent.mkdir(parents=True, exist_ok=True)
-        coarse = rng.integers(0, 256, (15, 20, 3), np.uint8)
-        cv2.imwrite(str(pictures[-1]), cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC))
+    pictures = write_pictures(root)
 
     names = [f"{number:012d}.jpg" for number in range(COCO_IMAGES)]
     images = [
@@ -51,12 +46,24 @@ def write_files(root: pathlib.Path) -> None:
         file.write(f'{{"info": {{}}, "images": {json.dumps(images)}, "annotations": [')
         file.write(", ".join(_coco_people(rng)))
         file.write('], "categories": [{"id": 1, "name": "person"}]}')
-    _link(pictures, root / config.coco.images, names)
+    link_pictures(pictures, root / config.coco.images, names)
 
     names = [hashlib.sha1(str(number).encode()).hexdigest() for number in range(AIC_IMAGES)]
     with _open(root / config.aic.annotations) as file:
         file.write("[" + ", ".join(_aic_images(rng, names)) + "]")
-    _link(pictures, root / config.aic.images, [f"{name}.jpg" for name in names])
+    link_pictures(pictures, root / config.aic.images, [f"{name}.jpg" for name in names])
+
+
+def write_pictures(root: pathlib.Path) -> list[pathlib.Path]:
+    """Writes some JPEGs of about 160 KB, as COCO's are."""
+    root.mkdir(parents=True, exist_ok=True)
+    pictures = [root / f"picture{number}.jpg" for number in range(12)]
+    rng = np.random.default_rng(1)
+    for picture in pictures:
+        coarse = rng.integers(0, 256, (120, 160, 3), np.uint8)
+        image = cv2.resize(coarse, SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(picture), image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+    return pictures
 
 
 def _open(path: pathlib.Path):
@@ -64,7 +71,8 @@ def _open(path: pathlib.Path):
     return path.open("w")
 
 
-def _link(pictures: list[pathlib.Path], folder: pathlib.Path, names: list[str]) -> None:
+def link_pictures(pictures: list[pathlib.Path], folder: pathlib.Path, names: list[str]) -> None:
+    """Makes image files of those names, all links to a few."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         (folder / name).symlink_to(pictures[number % len(pictures)].resolve())
@@ -74,8 +82,8 @@ def _coco_people(rng: np.random.Generator) -> Iterator[str]:
     image_ids = np.sort(rng.integers(0, COCO_IMAGES, COCO_PEOPLE)).tolist()
     labelled = rng.permutation(COCO_PEOPLE) < COCO_LABELLED
     for number, image_id in enumerate(image_ids):
-        box = _box(rng)
-        points = _points(rng, box, 17) if labelled[number] else [0] * 51
+        box = random_box(rng)
+        points = random_points(rng, box, 17) if labelled[number] else [0] * 51
         polygon = np.round(_inside(rng, box, rng.integers(10, 90)).astype(float), 2).ravel().tolist()
         yield json.dumps(
             {
@@ -97,9 +105,9 @@ def _aic_images(rng: np.random.Generator, names: list[str]) -> Iterator[str]:
     for name, count in zip(names, counts, strict=True):
         boxes, points = {}, {}
         for human in range(1, count + 1):
-            box = [int(v) for v in _box(rng)]
+            box = [int(v) for v in random_box(rng)]
             boxes[f"human{human}"] = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-            labels = np.array(_points(rng, box, 14)).reshape(14, 3)
+            labels = np.array(random_points(rng, box, 14)).reshape(14, 3)
             labels[:, 2] = 3 - labels[:, 2]
             points[f"human{human}"] = labels.ravel().tolist()
         url = f"http://www.sinaimg.cn/dy/slidenews/4_img/2013_47/704_1154733_{name[:6]}.jpg"
@@ -108,7 +116,8 @@ def _aic_images(rng: np.random.Generator, names: list[str]) -> Iterator[str]:
         )
 
 
-def _box(rng: np.random.Generator) -> list[float]:
+def random_box(rng: np.random.Generator) -> list[float]:
+    """A box (xywh) within an image."""
     width, height = rng.uniform(30, 300), rng.uniform(60, 400)
     x, y = rng.uniform(0, SIZE[1] - width), rng.uniform(0, SIZE[0] - height)
     return [round(float(v), 2) for v in (x, y, width, height)]
@@ -118,7 +127,8 @@ def _inside(rng: np.random.Generator, box: list[float], count: int) -> np.ndarra
     return rng.random((count, 2)) * box[2:] + box[:2]
 
 
-def _points(rng: np.random.Generator, box: list[float], count: int) -> list[int]:
+def random_points(rng: np.random.Generator, box: list[float], count: int) -> list[int]:
+    """Labelled keypoints (x, y, visibility) within a box."""
     labels = np.empty((count, 3), int)
     labels[:, :2] = _inside(rng, box, count) + 1
     labels[:, 2] = rng.integers(1, 3, count)
@@ -151,7 +161,7 @@ def measure(root: pathlib.Path, workers: int) -> dict[str, float]:
     def watch() -> None:
         nonlocal peak
         while process.poll() is None:
-            peak = max(peak, _tree_memory(process.pid))
+            peak = max(peak, tree_memory(process.pid))
             time.sleep(0.1)
 
     watcher = threading.Thread(target=watch)
@@ -164,7 +174,7 @@ def measure(root: pathlib.Path, workers: int) -> dict[str, float]:
     return {**json.loads(output), "seconds_process": seconds, "peak_gib": peak / 2**30}
 
 
-def _tree_memory(pid: int) -> int:
+def tree_memory(pid: int) -> int:
     """Proportional set size of a process and its descendants, bytes."""
     total = 0
     try:
@@ -172,7 +182,7 @@ def _tree_memory(pid: int) -> int:
             if line.startswith("Pss:"):
                 total += 1024 * int(line.split()[1])
         for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-            total += sum(_tree_memory(int(child)) for child in (task / "children").read_text().split())
+            total += sum(tree_memory(int(child)) for child in (task / "children").read_text().split())
     except (OSError, ProcessLookupError):
         pass
     return total

@@ -18,11 +18,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.errors import InputError
+from hrnet_jax.mesh import is_main_host, join_hosts
 
 INTERRUPTED = 75
 
 # A flag's name -> (default, or None where it must be given; help).
 Options = Mapping[str, tuple[str | bool | None, str]]
+
+DISTRIBUTED = (False, "one of several processes, on one or more hosts, that run the same command")
 
 
 class Interrupted(Exception):
@@ -51,6 +54,10 @@ def run(
     logging.getLogger("__main__").setLevel(logging.INFO)
     try:
         values, config = parse(sys.argv, doc, options, config_of)
+        if values.get("distributed"):
+            join_hosts()
+            if not is_main_host():
+                logging.disable(logging.INFO)
         main(values, config)
     except (InputError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)

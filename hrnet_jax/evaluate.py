@@ -31,7 +31,7 @@ from eval import coco
 from hrnet_jax import checkpoint, cli, draw
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import Codec, create_codec
-from hrnet_jax.mesh import create_mesh, replicated, shard_batch
+from hrnet_jax.mesh import create_mesh, gather_hosts, host_part, is_main_host, replicated, shard_batch
 from hrnet_jax.models import Network, abstract_model
 from hrnet_jax.models.state import Arrays
 
@@ -86,7 +86,7 @@ class Evaluator:
                 f"config.data.eval.keypoints={self.labels.name!r}: the model's set {self.joints.name!r} lacks "
                 f"{', '.join(missing)}"
             )
-        self.data = EvalData.load(config.data, config.eval.batch_size)
+        self.data = EvalData.load(config.data, config.eval.batch_size, jax.process_index(), jax.process_count())
         annotations = pathlib.Path(config.data.root) / config.data.eval.annotations
         self.truth = coco_annotations(annotations, self.labels)
         if isinstance(self.truth, dict) and config.eval.use_area:
@@ -104,29 +104,47 @@ class Evaluator:
         None when `should_stop` said so in between.
         """
         start = time.monotonic()
-        predictions: list[dict[str, Any]] = []
-        ceiling: list[dict[str, Any]] = []
-        annotated = not self.config.data.eval.boxes
-        params, stats = jax.device_put((params, stats), replicated(self.mesh))
-        for batch in self.data:
-            if should_stop():
-                return None
-            images = shard_batch({"image": batch["image"]}, self.mesh)["image"]
-            keypoints, scores = jax.device_get(self.step(params, stats, images))
-            predictions += self._predictions(batch, keypoints, scores)
-            if annotated:
-                ceiling += self._predictions(batch, *self._best_possible(batch))
+        rows = self._answers(params, stats, should_stop)
+        if rows is None:
+            return None
+        rows = gather_hosts(rows)
+        order = np.argsort(rows["index"], kind="stable")
+        rows = {name: array[order[rows["valid"][order]]] for name, array in rows.items()}
+        predictions = self._predictions(rows, rows["found"], rows["score"])
         device_seconds = time.monotonic() - start
 
         numbers = self._measure(predictions)
         kept = list(zip(numbers.pop("kept"), numbers.pop("scores"), strict=True))
-        metrics = {**numbers, **self.conditions(), "images": len(self.data.images), "instances": len(predictions)}
-        if annotated:
+        images = len(np.unique(rows["image_id"]))
+        metrics = {**numbers, **self.conditions(), "images": images, "instances": len(predictions)}
+        if "possible" in rows:
+            ceiling = self._predictions(rows, rows["possible"], rows["possible_score"])
             metrics["codec_AP"] = self._measure(ceiling)["AP"]
         metrics["seconds_keypoints"] = round(device_seconds, 2)
         metrics["seconds_AP"] = round(time.monotonic() - start - device_seconds, 2)
         by_id = {prediction["id"]: prediction for prediction in predictions}
         return metrics, [{**by_id[i], "score": score} for i, score in kept]
+
+    def _answers(self, params: Arrays, stats: Arrays, should_stop: Callable[[], bool]) -> dict[str, np.ndarray] | None:
+        """This host's rows of all batches, padding included, with `found` [N,K,2] in crop pixels and `score` [N,K]."""
+        params, stats = jax.device_put((params, stats), replicated(self.mesh))
+        answered: list[Batch] = []
+
+        def fetch(batch: Batch) -> None:
+            batch["found"], batch["score"] = host_part(batch["found"]), host_part(batch["score"])
+
+        for batch in self.data:
+            if should_stop():
+                return None
+            images = shard_batch({"image": batch.pop("image")}, self.mesh)["image"]
+            batch["found"], batch["score"] = self.step(params, stats, images)
+            if not self.config.data.eval.boxes:
+                batch["possible"], batch["possible_score"] = self._best_possible(batch)
+            if answered:  # the device works on this batch while the answers to the one before come back
+                fetch(answered[-1])
+            answered.append(batch)
+        fetch(answered[-1])
+        return {name: np.concatenate([batch[name] for batch in answered]) for name in answered[0]}
 
     def conditions(self) -> dict[str, Any]:
         """What the numbers were measured under."""
@@ -201,7 +219,8 @@ def evaluate(trained: checkpoint.Trained, output: str | pathlib.Path) -> dict[st
     assert result is not None
     metrics, predictions = result
     metrics["checkpoint"] = trained.origin
-    write(pathlib.Path(output), metrics, predictions, evaluator)
+    if is_main_host():
+        write(pathlib.Path(output), metrics, predictions, evaluator)
     return metrics
 
 
@@ -221,6 +240,7 @@ def main() -> None:
     options: cli.Options = {
         "checkpoint": (None, "work directory, or converted folder"),
         "output": (None, "folder for metrics.json, keypoints.json and predictions.png"),
+        "distributed": cli.DISTRIBUTED,
     }
     cli.run(__doc__, options, _evaluate, lambda values: checkpoint.stored_config(values["checkpoint"]))
 
@@ -228,6 +248,8 @@ def main() -> None:
 def _evaluate(values: Mapping[str, Any], config: ConfigDict) -> None:
     trained = checkpoint.load(values["checkpoint"])
     metrics = evaluate(trained._replace(config=config), values["output"])
+    if not is_main_host():
+        return
     conditions = {key: value for key, value in metrics.items() if key not in coco.METRICS}
     print(coco.format_table(metrics, conditions))
 

@@ -1,13 +1,39 @@
-"""Devices: one mesh with a `data` axis, replicated state, batches split over it."""
+"""Devices and hosts: one mesh with a `data` axis, replicated state, batches split over it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from data_pipelines.errors import InputError
+
+
+def join_hosts() -> None:
+    """Joins this process with the others of its run; first of all, before any device is touched.
+
+    Cloud TPU, Slurm, Open MPI and Kubernetes tell who takes part; elsewhere JAX_COORDINATOR_ADDRESS (host:port of
+    process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID do. Raises InputError when nobody tells.
+    """
+    names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    try:
+        given: dict[str, Any] = {key: int(os.environ[name]) for key, name in names.items() if name in os.environ}
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"--distributed: {' '.join(str(error).split())[:200]}; set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID"
+        ) from None
+
+
+def is_main_host() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -25,3 +51,21 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """Puts this host's part of a batch on its devices; returns the global arrays, split along their first axis."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def host_part(array: jax.Array) -> np.ndarray:
+    """The rows of an array split along its first axis that this host's devices hold."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def gather_hosts(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Concatenates each array with those of the same name and size of all hosts, bit for bit."""
+    if jax.process_count() == 1:
+        return arrays
+    # As bytes: JAX would round 64-bit numbers to 32.
+    raw = {name: np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1) for name, a in arrays.items()}
+    gathered = multihost_utils.process_allgather(raw, tiled=True)
+    return {
+        name: np.ascontiguousarray(gathered[name]).view(a.dtype).reshape(-1, *a.shape[1:]) for name, a in arrays.items()
+    }

@@ -330,6 +330,7 @@ def main() -> None:
     options: cli.Options = {
         "config": (None, "config file, FILE or FILE:ARG"),
         "workdir": (None, "folder of the run; a run found there is continued"),
+        "distributed": cli.DISTRIBUTED,
     }
     cli.run(
         __doc__, options, lambda values, config: _train(config, values), lambda v: config_lib.load_config(v["config"])
