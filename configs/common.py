@@ -71,6 +71,11 @@ def recipe(
     c.epochs = 210
     c.batch_size = 512  # over all devices
     c.cache_dir = cache_dir  # annotation indexes and compiled programs; "": `cache` in the work directory
+    c.devices = 0  # how many of the devices take part; 0: all of all hosts
+    c.accumulate = 1  # parts of a batch whose gradients are computed one after the other
+    c.ema = 0.0  # decay of moving averages of the weights, which are then evaluated; 0: none
+    c.max_skipped = 10  # steps whose loss or gradients may be not finite before a run is aborted
+    c.profile = (0, 0)  # first and last step of a trace for TensorBoard
     c.init = ""  # a converted folder whose backbone initialises training; "" starts from random weights
 
     c.model = ConfigDict()

@@ -12,6 +12,7 @@ where each list has a repeated field 1. A given example always has the same byte
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,10 @@ def encode_example(features: Mapping[str, Value]) -> bytes:
     return _field(1, b"".join(entries))
 
 
-def decode_example(record: bytes, keys: Collection[str]) -> dict[str, bytes | list[int] | list[float]]:
+def decode_example(record: bytes, keys: Collection[str]) -> dict[str, Any]:
     """Reads some features of an example: bytes, or a list of numbers. Raises ValueError when it is not well formed."""
     wanted = {key.encode(): key for key in keys}
-    features: dict[str, bytes | list[int] | list[float]] = {}
+    features: dict[str, Any] = {}
     try:
         ((_, start, stop),) = _fields(record, 0, len(record))
         for _, entry, entry_end in _fields(record, start, stop):
@@ -38,10 +39,10 @@ def decode_example(record: bytes, keys: Collection[str]) -> dict[str, bytes | li
             if key := wanted.get(record[a:b]):
                 ((kind, c, d),) = _fields(record, c, d)
                 features[key] = _values(record, kind, c, d)
-    except IndexError:
-        raise ValueError("a record is cut off") from None
-    if len(features) != len(wanted):
-        raise ValueError(f"a record without {', '.join(sorted(set(keys) - set(features)))}")
+    except (IndexError, ValueError):
+        raise ValueError("not an example") from None
+    if missing := sorted(set(keys) - set(features)):
+        raise ValueError(f"an example without {', '.join(missing)}")
     return features
 
 
@@ -82,7 +83,7 @@ def _fields(record: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]
         length, start = _read_varint(record, at + 1)
         at = start + length
         if tag & 7 != 2 or at > stop:
-            raise ValueError("a record that is not an example")
+            raise ValueError
         yield tag >> 3, start, at
 
 

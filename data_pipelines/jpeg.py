@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,24 +38,25 @@ def encode_cells(data: bytes, pixels: Image) -> bytes:
       data: the file.
       pixels: what OpenCV decodes it to, BGR.
     """
-    source = PIL.Image.open(io.BytesIO(data))
-    if isinstance(source, PIL.JpegImagePlugin.JpegImageFile) and _is_plain(source, pixels):
+    file = PIL.Image.open(io.BytesIO(data))
+    settings: dict[str, Any]
+    if isinstance(file, PIL.JpegImagePlugin.JpegImageFile) and _is_plain(file, pixels):
         # Grey has no chroma to lose; samplings without a name here are rare.
-        sampling = 2 if source.mode == "L" else max(PIL.JpegImagePlugin.get_sampling(source), 0)
-        settings = {"qtables": source.quantization, "subsampling": sampling}
-        source.draft("YCbCr", None)  # no detour by RGB, which would round and clip once more
-        source = source.convert("YCbCr")
+        sampling = 2 if file.mode == "L" else max(PIL.JpegImagePlugin.get_sampling(file), 0)
+        settings = {"qtables": file.quantization, "subsampling": sampling}
+        file.draft("YCbCr", None)  # no detour by RGB, which would round and clip once more
+        image = file.convert("YCbCr")
     else:
         sampling = 0
         settings = {"quality": 95, "subsampling": sampling}
-        source = PIL.Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
+        image = PIL.Image.fromarray(np.ascontiguousarray(pixels[..., ::-1]))
     mcu_width = 16 if sampling else 8
-    settings["restart_marker_blocks"] = _interval(-(-source.width // mcu_width), mcu_width)
+    settings["restart_marker_blocks"] = _interval(-(-image.width // mcu_width), mcu_width)
     # Pillow's buffer for optimised Huffman tables has two bytes a pixel.
-    settings["optimize"] = len(data) < 1.5 * source.width * source.height
-    file = io.BytesIO()
-    source.save(file, "JPEG", comment=b"", **settings)
-    return file.getvalue()
+    settings["optimize"] = len(data) < 1.5 * image.width * image.height
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", comment=b"", **settings)
+    return jpeg.getvalue()
 
 
 class Cells:
@@ -144,13 +146,13 @@ class Cells:
         return self._before + height.to_bytes(2, "big") + width.to_bytes(2, "big") + self._after
 
 
-def _is_plain(source: PIL.JpegImagePlugin.JpegImageFile, pixels: Image) -> bool:
+def _is_plain(file: PIL.JpegImagePlugin.JpegImageFile, pixels: Image) -> bool:
     """Whether the JPEG's own components can be encoded again: YCbCr or grey, and not turned."""
     return (
-        source.mode in ("RGB", "L")
-        and source.info.get("adobe_transform") != 0
-        and source.getexif().get(_ORIENTATION, 1) == 1
-        and source.size == (pixels.shape[1], pixels.shape[0])
+        file.mode in ("RGB", "L")
+        and file.info.get("adobe_transform") != 0
+        and file.getexif().get(_ORIENTATION, 1) == 1
+        and file.size == (pixels.shape[1], pixels.shape[0])
     )
 
 

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -29,17 +30,16 @@ from etils import epath
 from data_pipelines.annotations import load_instances
 from data_pipelines.errors import InputError
 from data_pipelines.instances import Instances, write_index
-from data_pipelines.json_files import read_json, stream_json, write_json
+from data_pipelines.json_files import stream_json, write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
-from data_pipelines.prepared import FORMAT_VERSION, INDEX, REPORT, read_report
+from data_pipelines.prepare_report import FACTS, make_report, sources, summary
+from data_pipelines.prepared import INDEX, REPORT
 from data_pipelines.shards import Shard, SourceImage, start_worker, write_shard
-from data_pipelines.tfds_metadata import FINISHED, shard_name, write_tfds_metadata
+from data_pipelines.tfds_metadata import FINISHED, TEMPORARY, shard_name, write_tfds_metadata
 
 IMAGES_PER_SHARD = 800
 
-_FACTS = "shards"  # the folder of what each shard was made from
 _SILENCE = 10  # seconds without a terminal
-_LISTED = 100  # images that a report names, of any kind
 _PACKAGES = ("array-record", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
 
 
@@ -76,12 +76,14 @@ def prepare(
     Raises:
       InputError: the annotations are wrong, too many images cannot be used, or the folder cannot be written.
     """
+    if min(processes, images_per_shard) < 1:
+        raise InputError(f"--processes {processes}, --images-per-shard {images_per_shard}: at least one of each")
     start = time.time()
     annotations, output, labels = pathlib.Path(annotations), pathlib.Path(output), keypoint_set(keypoints)
-    others = {str(folder): _sources(pathlib.Path(folder), read_report(folder)) for folder in against}
+    others = {str(folder): sources(folder) for folder in against}
     instances = load_instances(annotations, images, labels)
-    sources = _source_images(annotations, instances, all_images)
-    shards = _plan(output, pathlib.Path(images), sources, original, images_per_shard)
+    run = _source_images(annotations, instances, all_images)
+    shards = _plan(output, pathlib.Path(images), run, original, images_per_shard)
     with _locked(output):
         (output / FINISHED).unlink(missing_ok=True)
         _remove_others(output, shards)
@@ -89,7 +91,7 @@ def prepare(
         kept = _kept(instances, [image["file"] for shard in facts for image in shard["images"]])
         shutil.rmtree(output / INDEX, ignore_errors=True)
         write_index(output / INDEX, kept)
-        report = _report(facts, instances, kept, others) | {
+        report = make_report(facts, instances, kept, others) | {
             "mode": "original" if original else "cells",
             "annotations": str(annotations),
             "image_folder": str(images),
@@ -120,7 +122,7 @@ def _source_images(annotations: pathlib.Path, instances: Instances, all_images: 
     for key, piece in stream_json(annotations):
         if key == "images":
             size = (piece.get("height"), piece.get("width"))
-            listed.setdefault(piece["file_name"], (piece["id"], size if all(size) else None))  # type: ignore[arg-type]
+            listed.setdefault(str(piece["file_name"]), (piece["id"], size if all(size) else None))  # type: ignore[arg-type]
         elif key == "":
             listed.setdefault(f"{piece['image_id']}.jpg", (len(listed), None))
     order = np.argsort(instances.file_index, kind="stable")
@@ -141,7 +143,7 @@ def _plan(
     return [
         Shard(
             path=output / shard_name(output, number, len(runs)),
-            facts=output / _FACTS / f"{number:05d}.json",
+            facts=output / FACTS / f"{number:05d}.json",
             folder=folder,
             original=original,
             images=run,
@@ -178,8 +180,11 @@ def _in_processes(shards: list[Shard], processes: int, take: Callable[[Shard, di
     stop = context.Event()
     pool = concurrent.futures.ProcessPoolExecutor(min(processes, len(shards)), context, start_worker, (stop,))
     with pool:
-        futures = {pool.submit(write_shard, shard): shard for shard in shards}
         try:
+            # Workers inherit this: Ctrl-C is heard here only, once all are started, and they are told to stop.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            futures = {pool.submit(write_shard, shard): shard for shard in shards}
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             for future in concurrent.futures.as_completed(futures):
                 take(futures[future], future.result())
         except concurrent.futures.process.BrokenProcessPool:
@@ -207,54 +212,15 @@ def _kept(instances: Instances, files: list[str]) -> Instances:
     return dataclasses.replace(instances, files=np.array([file.encode() for file in files]), **columns)
 
 
-def _report(
-    facts: list[dict[str, Any]], instances: Instances, kept: Instances, others: dict[str, dict[str, str]]
-) -> dict[str, Any]:
-    images = [image for shard in facts for image in shard["images"]]
-    changes = [image["change"] for image in images if image["change"] is not None]
-    unreadable = {file: reason for shard in facts for file, reason in shard["unreadable"].items()}
-    return {
-        "format_version": FORMAT_VERSION,
-        "images": len(images),
-        "people": len(kept),
-        "dropped": dict(instances.dropped),
-        "unreadable_images": len(unreadable),
-        "people_on_unreadable_images": len(instances) - len(kept),
-        "unreadable": unreadable,
-        "cells": len(changes),
-        "mean_change": round(float(np.mean(changes)), 4) if changes else None,
-        "largest_change": max(changes, default=None),
-        "bytes_before": sum(image["bytes"] for image in images),
-        "bytes_after": sum(shard["bytes"] for shard in facts),
-        "shards": [{key: shard[key] for key in ("file", "records", "bytes", "sha256")} for shard in facts],
-        "also_in": {folder: _overlap(images, other) for folder, other in others.items()},
-    }
-
-
-def _overlap(images: list[dict[str, Any]], other: dict[str, str]) -> dict[str, Any]:
-    """Which images another folder, of SHA-256 by file name, has as well: by file name, and by content."""
-    names, digests = {os.path.basename(file) for file in other}, set(other.values())
-    same_name = [image["file"] for image in images if os.path.basename(image["file"]) in names]
-    same_content = [image["file"] for image in images if image["sha256"] in digests]
-    return {
-        "by_name": len(same_name),
-        "by_content": len(same_content),
-        "first": sorted({*same_name[:_LISTED], *same_content[:_LISTED]})[:_LISTED],
-    }
-
-
-def _sources(folder: pathlib.Path, report: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 by file name of the images that a prepared folder was made from."""
-    shards = [read_json(folder / _FACTS / f"{number:05d}.json") for number in range(len(report["shards"]))]
-    return {image["file"]: image["sha256"] for shard in shards for image in shard["images"]}
-
-
 @contextlib.contextmanager
 def _locked(output: pathlib.Path) -> Iterator[None]:
-    """Makes the folder, and keeps a second command out of it."""
+    """Makes the folder, or takes one that this command made, and keeps a second command out of it."""
+    lock_file = output / ".lock"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with open(output / ".lock", "w") as lock:
+        if any(output.iterdir()) and not lock_file.exists() and not (output / REPORT).exists():
+            raise InputError(f"{output}: holds other files than this command's; give it a folder of its own")
+        with open(lock_file, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
     except BlockingIOError:
@@ -267,8 +233,12 @@ def _remove_others(output: pathlib.Path, shards: list[Shard]) -> None:
     """Removes what interrupted runs, and runs with other numbers of shards, left in the folder."""
     ours = {path for shard in shards for path in (shard.path, shard.facts)}
     stem = shards[0].path.name.split(".")[0]
-    for path in [*output.glob(f"{stem}.array_record-*"), *(output / _FACTS).glob("*.json")]:
-        if path not in ours:
+    of_shards = [*output.glob(f"{stem}.array_record-*"), *(output / FACTS).glob("*.json")]
+    temporary = [*output.glob(f".{REPORT}.*"), *output.glob(f".{INDEX}.*"), *output.glob(f"{TEMPORARY}*")]
+    for path in [*of_shards, *temporary, *(output / FACTS).glob(".*.json.*")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path not in ours:
             path.unlink()
 
 
@@ -299,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="the folder to write, NAME_SPLIT; or a bucket's, gs://...")
     parser.add_argument("--original", action="store_true", help="store the files as they are, to be decoded whole")
     parser.add_argument("--all-images", action="store_true", help="also images without people, for a detector's boxes")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument("--against", nargs="+", default=[], help="prepared folders to look for the same images in")
     parser.add_argument("--max-unreadable", type=float, default=0.01, help="share of images that may be left out")
     parser.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD)
@@ -320,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command continues with the first shard that is not finished", file=sys.stderr)
         return 130
-    print(_summary(report, target))
+    print(summary(report, target))
     return 0
 
 
@@ -332,24 +302,6 @@ def _uploaded(folder: pathlib.Path, target: str) -> None:
             f"{target}: cannot be written ({error}); buckets need `pip install hrnet-jax[gcs]` and credentials. "
             f"The data set is in {folder}"
         ) from None
-
-
-def _summary(report: dict[str, Any], target: str) -> str:
-    dropped = [f"{count} {reason}" for reason, count in report["dropped"].items()]
-    lines = [
-        f"{target}: {report['images']} images, {report['people']} people in {len(report['shards'])} shards",
-        f"dropped people: {', '.join(dropped) or 'none'}",
-        f"images that cannot be used: {report['unreadable_images']} (people: {report['people_on_unreadable_images']})",
-        f"bytes: {report['bytes_before']:,} -> {report['bytes_after']:,}, {report['seconds']:.0f} s",
-    ]
-    if report["mode"] == "cells":
-        as_is = report["images"] - report["cells"]
-        change = f"by {report['mean_change']} grey levels on average" if report["cells"] else "none"
-        lines.append(f"changed by re-encoding: {change}; stored as they were: {as_is}")
-    for folder, also in report["also_in"].items():
-        if also["by_name"] or also["by_content"]:
-            lines.append(f"WARNING: {also['by_name']} images by name, {also['by_content']} by content, are in {folder}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

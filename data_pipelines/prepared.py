@@ -42,6 +42,7 @@ class PreparedImages:
         self.folder = pathlib.Path(folder)
         report = read_report(folder)
         self._shards = report["shards"]
+        self._paths = [str(self.folder / shard["file"]) for shard in self._shards]
         self._ends = list(itertools.accumulate(shard["records"] for shard in self._shards))
         self._readers: list[ArrayRecordReader | None] = [None] * len(self._shards)
         self._opening = threading.Lock()
@@ -76,7 +77,7 @@ class PreparedImages:
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{self._name(shard, record, file)}: the record is damaged ({reason})") from None
-        image, stored = fields["image"], bytes(fields["file_name"]).decode()
+        image, stored = fields["image"], fields["file_name"].decode()
         name = self._name(shard, record, stored)
         if file and file != stored:
             raise InputError(f"{name}: should be {file}; the folder's index is of other shards: prepare it again")
@@ -92,17 +93,17 @@ class PreparedImages:
         return shard, number - self._ends[shard] + self._shards[shard]["records"]
 
     def _name(self, shard: int, record: int, file: str) -> str:
-        name = f"{self.folder / self._shards[shard]['file']}: record {record}"
+        name = f"{self._paths[shard]}: record {record}"
         return f"{name} ({file})" if file else name
 
     def _open_shard(self, shard: int, name: str) -> ArrayRecordReader:
         with self._opening:
             if reader := self._readers[shard]:
                 return reader
-            path, expected = self.folder / self._shards[shard]["file"], self._shards[shard]
+            path, expected = self._paths[shard], self._shards[shard]
             try:
-                size = path.stat().st_size
-                reader = ArrayRecordReader(str(path), **_READER)
+                size = os.path.getsize(path)
+                reader = ArrayRecordReader(path, **_READER)
             except (OSError, RuntimeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
                 raise InputError(f"{name}: the shard cannot be opened ({reason}); {_again(self.folder)}") from None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
-import signal
+import threading
 import zlib
 from typing import Any
 
@@ -31,7 +32,6 @@ _LARGEST_CHANGE = 1.5
 _WRITER = "group_size:1,uncompressed"
 
 _stop: Any = None
-_parent = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +62,10 @@ class StoppedError(Exception):
 
 
 def start_worker(stop: Any) -> None:
-    """Makes this process a worker, which ends soon after `stop` is set or the process that started it is gone."""
-    global _stop, _parent
-    _stop, _parent = stop, os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it too, and sets `stop`
+    """Makes this process a worker, which ends soon after `stop` is set, and at once when its parent is gone."""
+    global _stop
+    _stop = stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def write_shard(shard: Shard) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def write_shard(shard: Shard) -> dict[str, Any]:
     try:
         writer = ArrayRecordWriter(str(partial), _WRITER)
         for image in shard.images:
-            if _stop and (_stop.is_set() or os.getppid() != _parent):
+            if _stop and _stop.is_set():
                 raise StoppedError
             try:
                 record, source = _record(shard, image)
@@ -106,6 +106,13 @@ def write_shard(shard: Shard) -> dict[str, Any]:
     facts |= {"images": images, "unreadable": unreadable}
     write_json(shard.facts, facts, indent=None)
     return facts
+
+
+def _end_with_parent() -> None:
+    # The pool's workers would wait for work for ever.
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _record(shard: Shard, image: SourceImage) -> tuple[bytes, dict[str, Any]]:

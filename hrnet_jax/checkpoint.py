@@ -1,7 +1,7 @@
 """Checkpoints of a work directory, and models by path.
 
     workdir/config.json            the experiment
-    workdir/checkpoints/STEP/      the newest few: params, stats, optimizer (Orbax) and meta (JSON)
+    workdir/checkpoints/STEP/      the newest few: params, stats, optimizer, ema if any (Orbax) and meta (JSON)
     workdir/best/STEP/             the one with the best AP so far
 
 Arrays stand under the reference's names (`hrnet_jax.models.state`).
@@ -9,8 +9,13 @@ Arrays stand under the reference's names (`hrnet_jax.models.state`).
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import logging
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,34 +24,59 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
+from data_pipelines.json_files import read_json, write_json
 from hrnet_jax import config as config_lib
 from hrnet_jax.folder import is_folder, load_folder
 from hrnet_jax.models import abstract_model, state_dict
 from hrnet_jax.models.state import mismatches
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+_DIGESTS = "digests.json"
+# What Orbax writes last; restoring reads nothing from it.
+AFTERWARDS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_DISK_PROBLEMS = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
 
 logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Saves and restores training states below a folder; saving goes on in the background."""
+    """Saves and restores training states below a folder; saving goes on in the background.
+
+    A checkpoint appears whole or not at all, with a digest of each of its files. Close it, or use it as a context.
+    """
 
     def __init__(self, folder: pathlib.Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
         self._folder = folder
+        self._saving = -1
+        self._damaged: set[int] = set()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        with self._disk_errors_named():
+            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Writes pytrees of arrays and a JSON-able dict; returns once the arrays may be overwritten."""
-        if step in self._manager.all_steps():
+        """Writes pytrees of arrays and a JSON-able dict; returns once the arrays may be overwritten.
+
+        Raises InputError when the disk cannot take it, or could not take the one before; what is there stays.
+        """
+        if step in self._manager.all_steps() and step not in self._damaged:
             return
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         meta = {"format_version": FORMAT_VERSION, "step": step, **meta}
-        self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args), force=True)
+        with self._disk_errors_named():
+            self._manager.wait_until_finished()
+            if step in self._damaged:
+                self._manager.delete(step)
+                self._damaged.remove(step)
+            self._saving = step
+            self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args), force=True)
 
     def restore(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Reads the newest complete checkpoint: its items and its meta, or None when there is none.
+        """Reads the newest checkpoint that is whole: its items and its meta, or None when there is none.
 
         Args:
           abstract: for each item to read, the tree of ShapeDtypeStructs (with shardings) that it must fit.
@@ -56,26 +86,60 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
+            path = self._folder / str(step)
+            if problem := damage(path):
+                logger.warning("%s is damaged (%s); trying the one before", path, problem)
+                self._damaged.add(step)
+                continue
             try:
                 meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
                 if meta["format_version"] != FORMAT_VERSION:
-                    raise InputError(
-                        f"{self._folder / str(step)}: format_version {meta['format_version']}, this is {FORMAT_VERSION}"
-                    )
+                    raise InputError(f"{path}: format_version {meta['format_version']}, this is {FORMAT_VERSION}")
                 args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
                 restored = self._manager.restore(step, args=ocp.args.Composite(**args))
                 return {name: restored[name] for name in abstract}, meta
             except InputError:
                 raise
-            except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file.
-                logger.warning("%s cannot be read (%s); trying the one before", self._folder / str(step), _line(error))
+            except Exception as error:  # Orbax and TensorStore raise many kinds.
+                logger.warning("%s cannot be read (%s); trying the one before", path, _line(error))
+                self._damaged.add(step)
         if steps:
             raise InputError(f"{self._folder}: none of the checkpoints {steps} can be read")
         return None
 
+    def wait(self) -> None:
+        """Returns when all is on disk. Raises InputError when the disk could not take it."""
+        with self._disk_errors_named():
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
-        """Waits for the background and releases its threads."""
-        self._manager.close()
+        """Waits for the background and releases its threads. Raises as `wait`."""
+        with self._disk_errors_named():
+            self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self.close()
+
+    def _seal(self) -> None:
+        """Writes the digests, before Orbax gives the checkpoint its name."""
+        if jax.process_index() == 0:
+            (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            write_json(folder / _DIGESTS, _digests(folder))
+
+    @contextlib.contextmanager
+    def _disk_errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # in words, for TensorStore's are ValueErrors
+            text = str(error)
+            if reason := next((reason for reason in _DISK_PROBLEMS if reason in text), None):
+                raise InputError(f"{self._folder}: not saved ({reason}); the checkpoints before are whole") from None
+            raise
 
 
 class Trained(NamedTuple):
@@ -96,7 +160,8 @@ def load(path: str | pathlib.Path) -> Trained:
     params, stats = state_dict(abstract_model(config.model))
     if is_folder(path):
         return _load_folder(path, {**params, **stats})
-    abstract = jax.tree.map(_on_one_device, {"params": params, "stats": stats})
+    weights = {"params": params, "stats": stats}
+    abstract = jax.tree.map(_on_one_device, {"ema": weights} if config.get("ema") else weights)
     for name in ("best", "checkpoints"):
         if not (path / name).is_dir():
             continue
@@ -104,7 +169,9 @@ def load(path: str | pathlib.Path) -> Trained:
         try:
             if restored := checkpoints.restore(abstract):
                 items, meta = restored
-                return Trained(config, items["params"], items["stats"], f"{path / name}, step {meta['step']}")
+                origin = f"{path / name}, step {meta['step']}" + (", moving averages" if "ema" in items else "")
+                items = items.get("ema", items)
+                return Trained(config, items["params"], items["stats"], origin)
         finally:
             checkpoints.close()
     raise InputError(f"{path}: holds no checkpoint yet")
@@ -130,6 +197,28 @@ def _load_folder(path: pathlib.Path, shapes: dict[str, Any]) -> Trained:
 def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 by name of all files of a checkpoint."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in (_DIGESTS, *AFTERWARDS):
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint's files, if anything; `AFTERWARDS` are not looked at."""
+    try:
+        expected, found = read_json(folder / _DIGESTS), _digests(folder)
+    except InputError as error:
+        return str(error)
+    if not isinstance(expected, dict):
+        return f"{_DIGESTS} holds no digests"
+    wrong = [name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)]
+    return f"{len(wrong)} files are missing or not what was written, {wrong[0]} for one" if wrong else None
 
 
 def _line(error: Exception) -> str:

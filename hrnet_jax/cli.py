@@ -6,6 +6,7 @@ with the state saved (EX_TEMPFAIL: run the same command again).
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -20,12 +21,20 @@ from ml_collections import ConfigDict, config_flags
 from data_pipelines.errors import InputError
 from hrnet_jax.mesh import is_main_host, join_hosts
 
+ABORTED = 2
 INTERRUPTED = 75
+
+# What a full disk, a quota or missing permissions look like.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 # A flag's name -> (default, or None where it must be given; help).
 Options = Mapping[str, tuple[str | bool | None, str]]
 
 DISTRIBUTED = (False, "one of several processes, on one or more hosts, that run the same command")
+
+
+class Aborted(Exception):
+    """A guard ended the run: going on would have wasted time."""
 
 
 class Interrupted(Exception):
@@ -62,6 +71,14 @@ def run(
     except (InputError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+    except Aborted as error:
+        print(f"aborted: {error}", file=sys.stderr)
+        sys.exit(ABORTED)
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -37,6 +37,7 @@ FREE_KEYS = (
         "data.eval",
     ),
     *("eval", "checkpoint", "log_every", "epochs", "init", "cache_dir"),
+    *("devices", "accumulate", "profile", "max_skipped"),
 )
 
 

@@ -36,9 +36,12 @@ def is_main_host() -> bool:
     return jax.process_index() == 0
 
 
-def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices, by default all of all processes, along the axis `data`."""
-    devices = jax.devices() if devices is None else devices
+def create_mesh(devices: Sequence[jax.Device] | int = 0) -> Mesh:
+    """Devices along the axis `data`: those given, or the first so many of all processes'; 0: all."""
+    if isinstance(devices, int):
+        if devices > len(jax.devices()):
+            raise InputError(f"config.devices={devices}: there are {len(jax.devices())}")
+        devices = jax.devices()[: devices or None]
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
@@ -51,6 +54,16 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """Puts this host's part of a batch on its devices; returns the global arrays, split along their first axis."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def split_evenly(batch: dict[str, jax.Array], parts: int, devices: int) -> dict[str, jax.Array]:
+    """[B, ...] -> [parts, B / parts, ...], each part with an equal share of what each device holds; nothing moves."""
+
+    def split(array: jax.Array) -> jax.Array:
+        shape = array.shape[1:]
+        return array.reshape(devices, parts, -1, *shape).swapaxes(0, 1).reshape(parts, -1, *shape)
+
+    return {name: split(array) for name, array in batch.items()}
 
 
 def host_part(array: jax.Array) -> np.ndarray:

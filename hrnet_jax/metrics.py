@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,10 @@ import tensorboardX
 class MetricWriter:
     """Appends scalars by step; starting at a step drops what a previous run wrote past it."""
 
-    def __init__(self, workdir: pathlib.Path, start_step: int = 0):
+    def __init__(self, workdir: pathlib.Path, start_step: int = 0, active: bool = True):
+        self._active = active  # one host writes for all
+        if not active:
+            return
         self._path = workdir / "metrics.jsonl"
         kept = [record for record in read(workdir) if record["step"] <= start_step]
         self._path.write_text("".join(json.dumps(record) + "\n" for record in kept))
@@ -22,15 +26,20 @@ class MetricWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one record and flushes it to disk."""
+        if not self._active:
+            return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        self._board.close()
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        if self._active:
+            with contextlib.closing(self._file), contextlib.closing(self._board):
+                pass
 
 
 def read(workdir: pathlib.Path) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,13 @@ import pytest
 
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData
-from hrnet_jax import metrics
+from hrnet_jax import checkpoint, cli, metrics
 from hrnet_jax.checkpoint import Checkpoints
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import check_devices, differences, load_config, to_json
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, create_model, state_dict
-from hrnet_jax.train import TrainState, learning_rate, make_train_step, train
+from hrnet_jax.train import from_items, learning_rate, make_train_step, start, to_items, train
 from tests.helpers import REPOSITORY, run
 
 FIELDS = ("image", "keypoints", "visible", "source")
@@ -48,8 +49,7 @@ def test_two_devices_train_like_one(shared, group_size):
     def trace(devices):
         mesh = create_mesh(devices)
         params, stats = state_dict(create_model(config.model))  # of its own: the step takes its state's memory
-        state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
-        state = jax.device_put(state, replicated(mesh))
+        state = jax.device_put(start(params, stats, optimizer, 0.0), replicated(mesh))
         step = make_train_step(Network.of(model), codec, optimizer, 2)
         losses, first_stats = [], None
         for batch in batches:
@@ -109,14 +109,12 @@ def test_both_sources_are_learnt(shared, tmp_path, name):
     assert {len(result["keypoints"]) for result in results} == {17 * 3}
 
 
-def state_of(workdir):
+def state_of(workdir, ema=0.0):
     """All arrays of the newest checkpoint and its meta."""
     checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2)
     try:
         config = load_config(f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal")
-        params, stats = state_dict(create_model(config.model))
-        optimizer = {"step": jnp.int32(0), "state": optax.adam(lambda step: 1e-3).init(params)}
-        items = {"params": params, "stats": stats, "optimizer": optimizer}
+        items = to_items(start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), ema))
         sharding = replicated(create_mesh(jax.devices()[:1]))
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.asarray(x).dtype, sharding=sharding), items
@@ -232,17 +230,166 @@ def test_too_many_unreadable_images_stop_the_run(shared, tmp_path):
     assert counted[-1] > 0
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(shared, tmp_path, caplog):
+@pytest.fixture(scope="module")
+def trained(shared, tmp_path_factory):
+    """A finished run of two epochs of six steps."""
+    workdir = tmp_path_factory.mktemp("trained")
+    train(local_config(shared), workdir)
+    return workdir
+
+
+def flipped(data, number):
+    """The bytes with one bit changed."""
+    data = bytearray(data)
+    data[number * 7919 % len(data)] ^= 1 << number % 8
+    return bytes(data)
+
+
+def test_damage_to_any_file_of_a_checkpoint_is_noticed(trained, tmp_path):
+    """One flipped bit, a missing end, or no file at all."""
+    folder = tmp_path / "12"
+    shutil.copytree(trained / "checkpoints/12", folder)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in checkpoint.AFTERWARDS]
+    assert len(files) > 20
+    assert checkpoint.damage(folder) is None
+    for number, file in enumerate(files):
+        data = file.read_bytes()
+        for damaged in (flipped(data, number), data[: len(data) // 2]):
+            file.write_bytes(damaged)
+            assert checkpoint.damage(folder), file
+        file.unlink()
+        assert checkpoint.damage(folder), file
+        file.write_bytes(data)
+    assert checkpoint.damage(folder) is None
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(trained, tmp_path, caplog):
+    """What Orbax notes last may be damaged: nothing is read from it."""
+    whole, _ = state_of(trained)
+    before = None
+    for number, name in enumerate(("digests.json", "meta/metadata", *checkpoint.AFTERWARDS)):
+        workdir = tmp_path / str(number)
+        shutil.copytree(trained, workdir)
+        file = workdir / "checkpoints/12" / name
+        if not file.exists():
+            continue
+        file.write_bytes(flipped(file.read_bytes(), number))
+        restored, meta = state_of(workdir)
+        if name in checkpoint.AFTERWARDS:
+            assert meta["step"] == 12
+            jax.tree.map(np.testing.assert_array_equal, restored, whole)
+        else:
+            assert meta["step"] == 6
+            before = before or restored
+            jax.tree.map(np.testing.assert_array_equal, restored, before)
+    assert "checkpoints/12 is damaged" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_written_anew(shared, trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    for file in (workdir / "checkpoints/12").rglob("d/*"):
+        file.write_bytes(b"")
+    train(local_config(shared), workdir)
+    (ours, meta), (theirs, _) = state_of(workdir), state_of(trained)
+    assert meta["step"] == 12
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def one_step(shared, *, parts=1, ema_decay=0.0, steps=1, devices=None, change=lambda batch: batch, **options):
+    """States and measurements of some steps of the tiny network on real people."""
+    config = local_config(shared)
+    config.model.update(options)
+    data = TrainData.load(config.data, seed=0)
+    model = create_model(config.model)
+    optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=6))
+    mesh = create_mesh(jax.devices()[:devices])
+    params, stats = state_dict(create_model(config.model))
+    state = jax.device_put(start(params, stats, optimizer, ema_decay), replicated(mesh))
+    codec = create_codec(config.codec)
+    step = make_train_step(Network.of(model), codec, optimizer, 2, parts=parts, devices=mesh.size, ema_decay=ema_decay)
+    states, measurements = [jax.device_get(state)], []
+    for number in range(steps):
+        batch = {name: data.batches(16)[number][name] for name in FIELDS}
+        state, measured = step(state, shard_batch(change(batch), mesh))
+        states.append(jax.device_get(state))
+        measurements.append(jax.device_get(measured))
+    return states, measurements
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_parts_of_a_batch_add_up_to_it(shared, devices):
+    """With BatchNorm groups that parts do not cut, accumulated gradients are the batch's."""
+    (_, whole), (a,) = one_step(shared, group_size=4)
+    (_, parted), (b,) = one_step(shared, group_size=4, parts=2, devices=devices)
+    assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+    assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4)
+    np.testing.assert_allclose(b["loss_sum"], a["loss_sum"], rtol=1e-5)
+    np.testing.assert_array_equal(b["samples"], a["samples"])
+    for name, statistics in whole.stats.items():
+        assert relative(parted.stats[name], statistics) < 1e-5, name
+
+
+def test_moving_averages_follow_the_weights(shared):
+    states, _ = one_step(shared, ema_decay=0.5, steps=3)
+    name = "backbone.conv1.weight"
+    average = states[0].params[name]
+    for number, state in enumerate(states[1:]):
+        keep = min(0.5, (1 + number) / (10 + number))
+        average = keep * average + (1 - keep) * state.params[name]
+        np.testing.assert_allclose(state.ema["params"][name], average, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(states[-1].ema["params"][name], states[-1].params[name], rtol=1e-6)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(shared):
+    def poison(batch):
+        return {**batch, "visible": np.full_like(batch["visible"], np.inf if poisoned else 1)}
+
+    poisoned = True
+    (before, after), (measured,) = one_step(shared, ema_decay=0.9, change=poison)
+    assert not measured["finite"]
+    assert (after.step, after.skipped, measured["skipped"]) == (1, 1, 1)
+    for field in ("params", "stats", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, field), getattr(before, field))
+    poisoned = False
+    (_, after), (measured,) = one_step(shared, change=poison)
+    assert measured["finite"]
+    assert after.skipped == 0
+
+
+def test_too_many_steps_that_are_not_finite_abort_the_run(shared, tmp_path, caplog):
+    """The message has the step, the rate and the samples; the exit status is 2, and the run before it is whole."""
     config = local_config(shared)
     train(config, tmp_path)
-    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
-    assert len(steps) == 2
-    for file in (tmp_path / "checkpoints" / str(steps[-1])).rglob("*"):
-        if file.is_file() and file.stat().st_size > 100:
-            file.write_bytes(file.read_bytes()[:50])
-    _, meta = state_of(tmp_path)
-    assert meta["step"] == steps[0]
-    assert "cannot be read" in caplog.text
+    config.epochs, config.max_skipped = 4, 2
+    poison(tmp_path)
+    with pytest.raises(
+        cli.Aborted, match=r"step 15: loss nan.*3 steps were not finite.*learning rate .*samples 224 to 239: "
+    ):
+        train(config, tmp_path)
+    assert caplog.text.count("skipped, the") == 3
+
+
+def poison(workdir):
+    """Makes the newest checkpoint's head infinite."""
+    items, meta = state_of(workdir)
+    name = "head.final_layer.bias"
+    items["params"][name] = np.full_like(items["params"][name], np.inf)
+    with Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=3) as checkpoints:
+        checkpoints._manager.delete(meta["step"])
+        checkpoints.save(meta["step"], jax.device_put(items), {key: meta[key] for key in ("progress", "config")})
+
+
+def test_averages_are_what_is_evaluated_and_kept(shared, tmp_path):
+    config = local_config(shared)
+    config.ema = 0.9
+    train(config, tmp_path)
+    state, _ = state_of(tmp_path, ema=0.9)
+    loaded = checkpoint.load(tmp_path)
+    assert "moving averages" in loaded.origin
+    for name, array in from_items(state).ema["params"].items():
+        np.testing.assert_array_equal(loaded.params[name], array)
+    assert relative(loaded.params["backbone.conv1.weight"], state["params"]["backbone.conv1.weight"]) > 1e-4
 
 
 def test_the_wait_for_data_is_measured(shared, tmp_path):

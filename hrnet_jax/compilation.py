@@ -1,0 +1,33 @@
+"""Compiled programs, kept between runs."""
+
+from __future__ import annotations
+
+import collections
+import os
+import pathlib
+
+import jax
+
+_EVENTS = {"/jax/compilation_cache/cache_hits": "found", "/jax/compilation_cache/cache_misses": "compiled"}
+_counts = collections.Counter[str]()
+
+
+def use_cache(cache_dir: str | os.PathLike) -> None:
+    """Keeps compiled programs in a folder, unless the user told JAX another (JAX_COMPILATION_CACHE_DIR)."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache_dir) / "compiled"))
+
+
+def summary() -> str:
+    """How many programs this process compiled, and how many it found compiled."""
+    return (
+        f"{_counts['compiled']} programs compiled, {_counts['found']} found in {jax.config.jax_compilation_cache_dir}"
+    )
+
+
+def _count(event: str, **unused: str | int) -> None:
+    if kind := _EVENTS.get(event):
+        _counts[kind] += 1
+
+
+jax.monitoring.register_event_listener(_count)

@@ -1,0 +1,109 @@
+"""Reads what devices send each other out of the text of a compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter, defaultdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Collectives:
+    """Collectives of one kind over equally many devices, in one run of a program.
+
+    Attributes:
+      kind: "all-reduce", "all-gather", ...
+      devices: how many take part in each.
+      count: how many run; an asynchronous pair is one, a loop's run as often as the loop.
+      bytes: of all their results, on one device.
+    """
+
+    kind: str
+    devices: int
+    count: int
+    bytes: int
+
+
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<op>[a-z][\w-]*)\(")
+_COLLECTIVE = re.compile(rf"({_KINDS})(-start|-done)?")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computations?)=(\{[^}]*\}|%?[\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ARRAY = re.compile(r"\b(pred|bf\d+|[a-z]\d+\w*)\[([\d,]*)\]")
+# {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}, where a part of an axis is written 'b':(1)2.
+_GROUPS = re.compile(
+    r"replica_groups=(?:\[\d+,(?P<size>\d+)\]|\{\{(?P<first>[\d,]+)\}|mesh\[(?P<mesh>[^\]]*)\][^{]*\{(?P<axes>[^}]*)\})"
+)
+
+
+def collectives(hlo: str, devices: int) -> list[Collectives]:
+    """Counts the collectives of a compiled program.
+
+    Args:
+      hlo: the text of the optimised module, `compiled.as_text()`.
+      devices: that the program runs on.
+
+    Returns:
+      One entry for each kind and number of devices, those of most bytes first.
+    """
+    found: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+    calls: dict[str, Counter[str]] = defaultdict(Counter)
+    entry = computation = ""
+    started: dict[str, int] = {}
+    for line in hlo.splitlines():
+        if header := _COMPUTATION.match(line):
+            computation = header["name"]
+            entry = computation if header["entry"] else entry
+        if not (instruction := _INSTRUCTION.match(line)):
+            continue
+        op = instruction["op"]
+        if collective := _COLLECTIVE.fullmatch(op):
+            kind, phase = collective.groups()
+            if phase == "-start":
+                started[instruction["name"]] = _group_size(line, devices)
+            else:
+                # A start's shape holds operands and buffers beside the result.
+                size = _group_size(line, devices)
+                if phase == "-done":
+                    size = next((started[name] for name in re.findall(r"[\w.-]+", line) if name in started), devices)
+                found[computation].append((kind, size, _shape_bytes(instruction["shape"])))
+        elif not op.endswith(("-done", "-update")):  # the start of an asynchronous call stands for it
+            trips = int(trips[1]) if op == "while" and (trips := _TRIPS.search(line)) else 1
+            for called in _CALLED.findall(line):
+                for name in re.findall(r"[\w.-]+", called):
+                    calls[computation][name] += trips
+
+    counts: Counter[tuple[str, int]] = Counter()
+    total: Counter[tuple[str, int]] = Counter()
+
+    def run(computation: str, times: int) -> None:
+        for kind, size, result in found[computation]:
+            counts[kind, size] += times
+            total[kind, size] += times * result
+        for called, trips in calls[computation].items():
+            run(called, times * trips)
+
+    run(entry, 1)
+    entries = [Collectives(kind, size, counts[kind, size], total[kind, size]) for kind, size in counts]
+    return sorted(entries, key=lambda c: (-c.bytes, c.kind, c.devices))
+
+
+def _group_size(line: str, devices: int) -> int:
+    groups = _GROUPS.search(line)
+    if groups is None:
+        return devices
+    if groups["mesh"]:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", groups["mesh"]))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", groups["axes"])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
+    return int(groups["size"]) if groups["size"] else groups["first"].count(",") + 1
+
+
+def _shape_bytes(shape: str) -> int:
+    def array_bytes(kind: str, dims: str) -> int:
+        bits = 8 if kind == "pred" else int("".join(filter(str.isdigit, kind.split("e")[0])))  # bf16, f8e4m3, s32, ...
+        return math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8
+
+    return sum(array_bytes(kind, dims) for kind, dims in _ARRAY.findall(shape))

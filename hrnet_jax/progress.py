@@ -1,0 +1,194 @@
+"""How a run goes: what steps measured, and when to stop believing in it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import InputError
+from data_pipelines.types import Batch
+from hrnet_jax import cli, compilation
+
+logger = logging.getLogger(__name__)
+
+# The host prepares this many steps while the device works.
+_AHEAD = 2
+
+
+class StepLog:
+    """Collects what steps measured and tells how the run goes; the device is read two steps late.
+
+    `progress`, which checkpoints carry, counts the samples seen and those of them that could not be read.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        sources: list[str],
+        step: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        schedule: Callable[[Any], Array],
+        progress: dict[str, Any],
+    ):
+        self._config, self._sources, self._schedule, self._progress = config, sources, schedule, progress
+        self._step, self._total, self._epoch = step, total_steps, steps_per_epoch
+        self._measured: list[dict[str, Array]] = []
+        self._unchecked = collections.deque[tuple[int, dict[str, Array], Batch]]()
+        self._compiled = False
+        self._started = self._time = time.monotonic()
+        self._waited = self._productive = 0.0
+
+    @property
+    def pending(self) -> bool:
+        """Whether steps were added since the last flush."""
+        return bool(self._measured)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context whose time counts as waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count."""
+        jax.block_until_ready(self._measured)
+        start = time.monotonic()
+        yield
+        self._time += time.monotonic() - start
+
+    def add(self, step: int, measured: dict[str, Array], batch: Batch) -> None:
+        """Takes a step's measurements. Raises InputError or Aborted when too much went wrong."""
+        self._step = step
+        self._measured.append(measured)
+        self._unchecked.append((step, measured, batch))
+        if not self._compiled:
+            jax.block_until_ready(measured)
+            seconds = time.monotonic() - self._time
+            logger.info("first step after %.0f s, compilation included (%s)", seconds, compilation.summary())
+            self._compiled, self._waited, self._time = True, 0.0, time.monotonic()
+        while len(self._unchecked) > _AHEAD:
+            self._check_finite(*self._unchecked.popleft())
+        self._progress["samples"] += len(batch["valid"])
+        if not batch["valid"].all():
+            self._progress["unreadable"] += int((~batch["valid"]).sum())
+            self._check_unreadable()
+
+    def flush(self) -> dict[str, float]:
+        """Returns, and logs as one line, the means since the last call."""
+        while self._unchecked:
+            self._check_finite(*self._unchecked.popleft())
+        measured = jax.device_get(self._measured)
+        now = time.monotonic()
+        seconds, steps = max(now - self._time, 1e-9), len(measured)
+        self._productive += seconds - self._waited
+        finite = [m for m in measured if m["finite"]] or measured
+        sums, counts = (np.sum([m[key] for m in finite], axis=0) for key in ("loss_sum", "samples"))
+        by_source = {n: float(s / c) for n, s, c in zip(self._sources, sums, counts, strict=True) if c}
+        rate, skipped = float(self._schedule(self._step - 1)), int(measured[-1]["skipped"])
+        scalars = {
+            "loss": float(np.mean([m["loss"] for m in finite])),
+            **{f"loss/{name}": loss for name, loss in by_source.items()},
+            "learning_rate": rate,
+            "gradient_norm": float(np.mean([m["gradient_norm"] for m in finite])),
+            "steps_per_second": steps / seconds,
+            "samples_per_second": steps * self._config.batch_size / seconds,
+            "data_wait": self._waited / seconds,
+            "goodput": self._productive / max(now - self._started, 1e-9),
+            "unreadable": self._progress["unreadable"],
+            "skipped": skipped,
+            **_memory(),
+        }
+        logger.info(
+            "step %d/%d epoch %.1f loss %.3e (%s) lr %.1e | %.2f steps/s %.0f samples/s data wait %.0f%%%s%s | ETA %s",
+            *(self._step, self._total, self._step / self._epoch, scalars["loss"]),
+            " ".join(f"{name} {loss:.3e}" for name, loss in by_source.items()),
+            *(rate, scalars["steps_per_second"], scalars["samples_per_second"], 100 * scalars["data_wait"]),
+            f" unreadable {scalars['unreadable']}" if scalars["unreadable"] else "",
+            f" skipped {skipped}" if skipped else "",
+            _clock((self._total - self._step) * seconds / steps),
+        )
+        self._measured, self._waited, self._time = [], 0.0, now
+        return scalars
+
+    def _check_finite(self, step: int, measured: dict[str, Array], batch: Batch) -> None:
+        """Waits for a step; warns when it was skipped, and raises Aborted when too many were."""
+        if measured["finite"]:
+            return
+        what = f"step {step}: loss {float(measured['loss'])}, gradient norm {float(measured['gradient_norm'])}"
+        rate, skipped, limit = float(self._schedule(step - 1)), int(measured["skipped"]), self._config.max_skipped
+        logger.warning("%s: skipped, the %d. step of this run", what, skipped)
+        if skipped > limit:
+            names = [self._sources[number] for number in batch["source"].tolist()]
+            people = " ".join(f"{n}:{i}" for n, i in zip(names, batch["instance_id"].tolist(), strict=True))
+            raise cli.Aborted(
+                f"{what}: {skipped} steps were not finite, more than config.max_skipped={limit}; learning rate "
+                f"{rate:.3e}; samples {batch['index'][0]} to {batch['index'][-1]}: {people}"
+            )
+
+    def _check_unreadable(self) -> None:
+        unreadable, samples = self._progress["unreadable"], self._progress["samples"]
+        share, limit = unreadable / samples, self._config.data.max_unreadable
+        # A share means something once a thousand samples, or an epoch of them, were seen.
+        if share > limit and samples >= min(1000, self._epoch * self._config.batch_size):
+            raise InputError(
+                f"{unreadable} of {samples} samples could not be read and were replaced, more than "
+                f"config.data.max_unreadable={limit:g}; the warnings above name the files"
+            )
+
+
+class Profiler:
+    """Traces a window of steps, (first, last), into `profile/` of a work directory for TensorBoard; (0, 0): none."""
+
+    def __init__(self, workdir: pathlib.Path, window: tuple[int, int]):
+        self._folder, (self._first, self._last), self._on = workdir / "profile", window, False
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """A context around a step."""
+        if step == self._first:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+        if not self._on:
+            yield
+            return
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+        if step >= self._last:
+            self._stop()
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        if self._on:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._on = False
+        jax.profiler.stop_trace()
+        logger.info("profile of steps %d to %d in %s", self._first, self._last, self._folder)
+
+
+def _memory() -> dict[str, float]:
+    """The most memory that any of this host's devices had in use, where it tells."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return {"device_memory_gib": max(peak for peak in peaks if peak) / 2**30} if any(peaks) else {}
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,187 @@
+"""Compiling for TPU slices: collectives read from real programs, mistakes, and, with libtpu, a slice of four chips."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from data_pipelines.errors import InputError
+from hrnet_jax import aot
+from hrnet_jax.config import load_config
+from hrnet_jax.hlo import Collectives, collectives
+from hrnet_jax.mesh import create_mesh, replicated
+from tests.helpers import REPOSITORY, run
+
+try:
+    importlib.metadata.version("libtpu")
+    HAS_LIBTPU = True
+except importlib.metadata.PackageNotFoundError:
+    HAS_LIBTPU = False
+needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="needs hrnet_jax[tpu]")
+
+TINY = "configs/coco_aic_merge.py:bf16,runlocal"
+
+
+SPLIT = PartitionSpec("data")
+
+
+def compiled_text(function, *shapes):
+    """The optimised program of a function that runs on both devices, each with its part of the arguments."""
+    mesh = create_mesh()
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=SPLIT, out_specs=SPLIT, check_vma=False)
+    arguments = [jax.ShapeDtypeStruct(s, d, sharding=NamedSharding(mesh, SPLIT)) for s, d in shapes]
+    return jax.jit(mapped).lower(*arguments).compile().as_text()
+
+
+def test_each_kind_of_collective_is_counted_with_the_bytes_of_its_result():
+    def function(x):  # [3, 8] float32 on each of two devices
+        return (
+            jax.lax.psum(x, "data"),
+            jax.lax.all_gather(x, "data"),
+            jax.lax.ppermute(x, "data", [(0, 1), (1, 0)]),
+            jax.lax.psum_scatter(x, "data", scatter_dimension=1, tiled=True),
+        )
+
+    text = compiled_text(function, ((6, 8), jnp.float32))
+    size = 3 * 8 * 4
+    assert {(c.kind, c.count, c.bytes) for c in collectives(text, 2)} == {
+        ("all-reduce", 1, size),
+        ("all-gather", 1, 2 * size),
+        ("collective-permute", 1, size),
+        ("reduce-scatter", 1, size // 2),
+    }
+
+
+def test_elements_of_every_width_and_tuples_are_measured():
+    def function(x, y):
+        return jax.lax.all_to_all((x, y), "data", 1, 0)
+
+    text = compiled_text(function, ((6, 2), jnp.int16), ((10, 2), jnp.bool))
+    assert sum(c.bytes for c in collectives(text, 2)) == 3 * 2 * 2 + 5 * 2
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    def function(x):
+        def body(carry, _):
+            return jax.lax.psum(carry, "data") * 0.5, None
+
+        return jax.lax.scan(body, x, length=7)[0]
+
+    text = compiled_text(function, ((4,), jnp.float32))
+    assert collectives(text, 2) == [Collectives("all-reduce", devices=2, count=7, bytes=7 * 2 * 4)]
+
+
+def test_a_program_without_communication_has_none():
+    assert collectives(compiled_text(lambda x: x * 2, ((4,), jnp.float32)), 2) == []
+
+
+FOUR_DEVICES = """
+import jax, jax.numpy as jnp
+jax.config.update("jax_num_cpu_devices", 4)
+from jax.sharding import NamedSharding, PartitionSpec
+from hrnet_jax.hlo import collectives
+from hrnet_jax.mesh import create_mesh
+mesh = create_mesh()
+x = jax.ShapeDtypeStruct((16, 5), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+
+def over_groups(x):
+    groups = x.reshape(2, 8, 5)  # each on two of the four devices
+    return groups - groups.mean(1, keepdims=True), x.sum(0)
+
+for c in collectives(jax.jit(over_groups).lower(x).compile().as_text(), 4):
+    print(c.kind, c.devices, c.count, c.bytes)
+"""
+
+
+def test_groups_that_span_two_of_four_devices_are_told_apart_from_sums_over_all():
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR_DEVICES], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert sorted(done.stdout.splitlines()) == ["all-reduce 2 1 20", "all-reduce 4 1 20"]
+
+
+def test_the_steps_are_the_trainers_with_its_shardings_and_donation():
+    config = load_config(TINY)
+    mesh = create_mesh()
+    lowered = aot.lower("train", config, mesh)
+    (state, batch), _ = lowered.args_info
+    assert all(leaf.donated for leaf in jax.tree.leaves(state))
+    assert not any(leaf.donated for leaf in jax.tree.leaves(batch))
+    shardings, _ = lowered.compile().input_shardings
+    assert {s.spec for s in jax.tree.leaves(shardings[1])} == {PartitionSpec("data")}
+    assert all(s.is_equivalent_to(replicated(mesh), 1) for s in jax.tree.leaves(shardings[0]))
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5e", "not CHIP:SHAPE"),
+        ("v3:2x2", "v4, v5e, v5p, v6e"),
+        ("v5e:2x", "not CHIP:SHAPE"),
+        ("v5e:2x2x1", "2 dimensions"),
+        ("v4:2x2", "3 dimensions"),
+    ],
+)
+def test_impossible_slices_are_named(topology, message):
+    with pytest.raises(InputError, match=message) as caught:
+        aot.measure(load_config(TINY), topology)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_steps_are_named():
+    with pytest.raises(InputError, match="'test'; there are train, eval"):
+        aot.measure(load_config(TINY), "v5e:2x2", steps=["train", "test"])
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
+def test_the_command_without_libtpu_says_what_to_install():
+    done = run("hrnet_jax.aot", "--config", TINY, "--topology", "v5e:2x2", check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "pip install 'hrnet_jax[tpu]'" in line
+
+
+def test_help_is_useful():
+    assert "--topology" in run("hrnet_jax.aot", "--help").stdout
+
+
+@needs_libtpu
+def test_four_chips(tmp_path):
+    output = tmp_path / "report.json"
+    done = run(
+        *("hrnet_jax.aot", "--config", TINY, "--topology", "v5e:2x2", "--output", output),
+        *("--config.model.group_size=4",),
+    )
+    report = json.loads(output.read_text())
+    assert (report["chips"], report["hosts"]) == (4, 1)
+    train, evaluation = report["steps"]["train"], report["steps"]["eval"]
+    # The state goes back where it came from; what is left are the measured scalars.
+    assert train["output_bytes"] - train["alias_bytes"] < 20_000
+    assert 0 < evaluation["flops"] < train["flops"]
+    # Whole BatchNorm groups on every chip: gradients, statistics and what is measured, and nothing in between.
+    assert {c["kind"] for c in train["collectives"]} == {"all-reduce"}
+    assert sum(c["count"] for c in train["collectives"]) <= 7
+    assert evaluation["collectives"] == []
+    assert "| **bound by** | **HBM** | **HBM** |" in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("v5e:3x3",), "v5e:3x3: Topology layout"),
+        (("v5e:2x2", "--config.batch_size=18"), "config.batch_size=18 does not divide by the 4 devices"),
+        (("v5e:2x2", "--config.devices=2"), "config.devices=2: all 4 of v5e:2x2 take part"),
+        (("v5e:2x2", "--steps=train", "--config.batch_size=400000"), "exceeds available HBM (15.75G)"),
+    ],
+)
+def test_what_a_slice_cannot_do_gets_one_line(arguments, message):
+    done = run("hrnet_jax.aot", "--config", TINY, "--topology", *arguments, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert message in line
