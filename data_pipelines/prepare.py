@@ -281,9 +281,13 @@ def main(arguments: list[str] | None = None) -> int:
             scratch or tempfile.gettempdir(), "prepared", os.path.basename(target.rstrip("/"))
         )
     try:
+        if in_bucket:
+            with _bucket_errors(target):
+                epath.Path(target).exists()
         report = prepare(**flags)
         if in_bucket:
-            _uploaded(pathlib.Path(flags["output"]), target)
+            with _bucket_errors(target, f"; the data set is in {flags['output']}"):
+                upload(pathlib.Path(flags["output"]), epath.Path(target))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -294,13 +298,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _uploaded(folder: pathlib.Path, target: str) -> None:
+@contextlib.contextmanager
+def _bucket_errors(target: str, remark: str = "") -> Iterator[None]:
     try:
-        upload(folder, epath.Path(target))
-    except (OSError, ImportError, ValueError) as error:
+        yield
+    except Exception as error:  # of whatever library talks to the bucket
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{target}: cannot be written ({error}); buckets need `pip install hrnet-jax[gcs]` and credentials. "
-            f"The data set is in {folder}"
+            f"{target}: cannot be reached ({reason}); buckets need `pip install hrnet-jax[gcs]` and credentials{remark}"
         ) from None
 
 

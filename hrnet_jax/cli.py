@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -82,6 +83,9 @@ def run(
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def parse(

@@ -46,6 +46,7 @@ class StepLog:
         self._measured: list[dict[str, Array]] = []
         self._unchecked = collections.deque[tuple[int, dict[str, Array], Batch]]()
         self._compiled = False
+        self._timed = 0  # steps since `_time`; the one that compiled is none of them
         self._started = self._time = time.monotonic()
         self._waited = self._productive = 0.0
 
@@ -79,6 +80,8 @@ class StepLog:
             seconds = time.monotonic() - self._time
             logger.info("first step after %.0f s, compilation included (%s)", seconds, compilation.summary())
             self._compiled, self._waited, self._time = True, 0.0, time.monotonic()
+        else:
+            self._timed += 1
         while len(self._unchecked) > _AHEAD:
             self._check_finite(*self._unchecked.popleft())
         self._progress["samples"] += len(batch["valid"])
@@ -92,7 +95,8 @@ class StepLog:
             self._check_finite(*self._unchecked.popleft())
         measured = jax.device_get(self._measured)
         now = time.monotonic()
-        seconds, steps = max(now - self._time, 1e-9), len(measured)
+        seconds = max(now - self._time, 1e-9)
+        steps_per_second = self._timed / seconds
         self._productive += seconds - self._waited
         finite = [m for m in measured if m["finite"]] or measured
         sums, counts = (np.sum([m[key] for m in finite], axis=0) for key in ("loss_sum", "samples"))
@@ -103,8 +107,8 @@ class StepLog:
             **{f"loss/{name}": loss for name, loss in by_source.items()},
             "learning_rate": rate,
             "gradient_norm": float(np.mean([m["gradient_norm"] for m in finite])),
-            "steps_per_second": steps / seconds,
-            "samples_per_second": steps * self._config.batch_size / seconds,
+            "steps_per_second": steps_per_second,
+            "samples_per_second": steps_per_second * self._config.batch_size,
             "data_wait": self._waited / seconds,
             "goodput": self._productive / max(now - self._started, 1e-9),
             "unreadable": self._progress["unreadable"],
@@ -118,9 +122,9 @@ class StepLog:
             *(rate, scalars["steps_per_second"], scalars["samples_per_second"], 100 * scalars["data_wait"]),
             f" unreadable {scalars['unreadable']}" if scalars["unreadable"] else "",
             f" skipped {skipped}" if skipped else "",
-            _clock((self._total - self._step) * seconds / steps),
+            _clock((self._total - self._step) / steps_per_second) if self._timed else "unknown",
         )
-        self._measured, self._waited, self._time = [], 0.0, now
+        self._measured, self._timed, self._waited, self._time = [], 0, 0.0, now
         return scalars
 
     def _check_finite(self, step: int, measured: dict[str, Array], batch: Batch) -> None:

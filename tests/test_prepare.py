@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 from tensorflow_datasets.core import example_parser, example_serializer
 
@@ -136,6 +136,7 @@ def test_index_and_facts_are_the_annotations(coco, prepared):
     assert report["dropped"] == raw.dropped == {"crowds": 5, "without keypoints": 56}
     assert [shard["records"] for shard in report["shards"]] == [4] * 7
     for shard in report["shards"]:
+        assert "group_size:1," in ArrayRecordReader(str(prepared / shard["file"])).writer_options_string()
         assert hashlib.sha256((prepared / shard["file"]).read_bytes()).hexdigest() == shard["sha256"]
 
 
@@ -186,6 +187,7 @@ def test_tensorflow_datasets_reads_it(coco, prepared):
     assert (builder.info.name, list(builder.info.splits)) == ("coco", ["train"])
     source, raw = builder.as_data_source(split="train"), load_instances(*coco, COCO)
     assert len(source) == builder.info.splits["train"].num_examples == 28
+    assert builder.info.splits["train"].num_bytes == sum(path.stat().st_size for path in shard_paths(prepared))
     for number in (0, 5, 27):
         record, rows = source[number], np.flatnonzero(raw.file_index == number)
         file = raw.files[number].decode()
@@ -336,7 +338,13 @@ def test_folder_that_is_not_prepared(damaged, tmp_path):
 
 def start(*arguments):
     line = [sys.executable, "-m", "data_pipelines.prepare", *map(str, arguments)]
-    return subprocess.Popen(line, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # Where tests run in the background SIGINT is ignored, and what they start would inherit that.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(line, cwd=REPOSITORY, **options)
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @pytest.mark.parametrize("moment", ["within a shard", "after two shards", "interrupted"])
@@ -348,11 +356,14 @@ def test_continues_where_it_was_stopped(coco, tmp_path, moment):
     pattern, count = ("*.partial", 1) if moment == "within a shard" else ("shards/*.json", 2)
     while process.poll() is None and len(list(output.glob(pattern))) < count:
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT if moment == "interrupted" else signal.SIGKILL)
+    if moment == "interrupted":
+        os.killpg(process.pid, signal.SIGINT)  # a terminal tells all processes
+    else:
+        process.kill()
     _, error = process.communicate(timeout=30)
     if moment == "interrupted":
         assert process.returncode == 130
-        assert "the same command continues" in error
+        assert error == "stopped; the same command continues with the first shard that is not finished\n"
         assert not list(output.glob("*.partial"))
     else:
         assert process.returncode == -signal.SIGKILL
@@ -389,7 +400,10 @@ def test_runs_again_only_what_changed(people, tmp_path):
     assert [a == b for a, b in zip(run(), second, strict=True)] == [True, True, False, True]
     assert shard.read_bytes() == data
     assert not set(run(original=True)) & set(second)
+    content = read_json(annotations)
+    annotations.write_text(json.dumps(content | {"annotations": content["annotations"][:7]}))
     prepare(annotations, folder, "coco", output, images_per_shard=4)
+    assert len(read_index(output / INDEX, PreparedImages(output))) == 7
     assert [path.name[-14:] for path in shard_paths(output)] == ["00000-of-00002", "00001-of-00002"]
     assert len(list((output / "shards").iterdir())) == 2
 
@@ -448,6 +462,16 @@ def test_images_that_cannot_be_used(people, tmp_path):
             ).mean()
             < 1
         )
+
+
+def test_run_that_fails_leaves_no_finished_folder(people, tmp_path):
+    annotations, folder = people(3)
+    prepare(annotations, folder, "coco", tmp_path / "few_train")
+    (folder / "0_1.jpg").unlink()
+    with pytest.raises(InputError, match="1 of 3 images cannot be used"):
+        prepare(annotations, folder, "coco", tmp_path / "few_train")
+    with pytest.raises(InputError, match="is not finished"):
+        PreparedImages(tmp_path / "few_train")
 
 
 def test_image_that_cells_would_change(people, tmp_path):

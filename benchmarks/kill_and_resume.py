@@ -1,0 +1,219 @@
+"""Kills a training run again and again, and compares where it ends with one that was never touched.
+
+    python benchmarks/kill_and_resume.py --root DATA --output /tmp/kills --kills 40 --json kills.json
+
+Trains a tiny network on CPU, with evaluation, twice: once in peace, and once with SIGKILL at random moments, a third
+of them while a checkpoint is being written; one restart is certain to fall into the first epoch, one on the boundary
+of two and one into the last epoch. All arrays of the final checkpoints and all losses are then compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from hrnet_jax import checkpoint, metrics
+from hrnet_jax.config import from_json
+from hrnet_jax.mesh import create_mesh, replicated
+from hrnet_jax.models import create_model, state_dict
+from hrnet_jax.train import start, to_items
+
+EPOCHS = 120
+SAVING = "*.orbax-checkpoint-tmp*"
+
+
+def command(root: pathlib.Path, workdir: pathlib.Path) -> list[str]:
+    """The run: 120 short epochs, each saved, every tenth evaluated."""
+    overrides = {
+        "epochs": EPOCHS,
+        "log_every": 5,
+        "ema": 0.9,
+        "eval.every_epochs": 10,
+        "eval.batch_size": 32,
+        "data.root": root,
+        "data.eval.boxes": "",
+    }
+    config = pathlib.Path(__file__).resolve().parent.parent / "configs/coco_aic_merge.py:runlocal"
+    flags = [f"--config.{key}={value}" for key, value in overrides.items()]
+    return [sys.executable, "-m", "hrnet_jax.train", "--config", str(config), "--workdir", str(workdir), *flags]
+
+
+class Run:
+    """One start of the command, and what its log says so far."""
+
+    def __init__(self, root: pathlib.Path, workdir: pathlib.Path):
+        self.workdir, self.started = workdir, time.monotonic()
+        self._left = self._being_saved()  # by kills before
+        self._log = (workdir.parent / f"{workdir.name}.log").open("a+")
+        self._from = self._log.seek(0, 2)
+        self.process = subprocess.Popen(command(root, workdir), stdout=self._log, stderr=subprocess.STDOUT, text=True)
+
+    def text(self) -> str:
+        """What it printed."""
+        self._log.flush()
+        self._log.seek(self._from)
+        return self._log.read()
+
+    def step(self) -> int:
+        """The last step that it told of; -1 before the first."""
+        steps = re.findall(r"^step (\d+)/", self.text(), re.MULTILINE)
+        return int(steps[-1]) if steps else -1
+
+    def saving(self) -> bool:
+        """Whether it is writing a checkpoint now."""
+        return bool(self._being_saved() - self._left)
+
+    def _being_saved(self) -> set[tuple[str, int]]:
+        folders = [path for name in ("checkpoints", "best") for path in (self.workdir / name).glob(SAVING)]
+        found = set()
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                found.add((folder.name, folder.stat().st_ino))
+        return found
+
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL, and the end of its log."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self._log.close()
+
+
+def kill_once(
+    run: Run, kind: str, rng: random.Random, steps_per_epoch: int, to_first_step: float
+) -> dict[str, Any] | None:
+    """Waits for a moment of that kind and kills; None when the run ended before."""
+    last_epoch = (EPOCHS - 1) * steps_per_epoch
+    deadline = run.started + rng.uniform(0.3, 1.6) * to_first_step  # from its first imports to some epochs on
+    while run.running():
+        step = run.step()
+        due = {
+            "saving": run.saving(),
+            "first epoch": 0 <= step <= steps_per_epoch,
+            "boundary": step > 0 and step % steps_per_epoch == 0,
+            "last epoch": step >= last_epoch,
+            "random": time.monotonic() > deadline,
+        }[kind]
+        if due:
+            saving = run.saving()
+            run.kill()
+            return {"kind": kind, "step": step, "saving": saving, "seconds": time.monotonic() - run.started}
+        time.sleep(0.0005 if kind == "saving" else 0.01)
+    return None
+
+
+def final_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
+    """All arrays of the newest checkpoint by path, and its step."""
+    config = from_json(workdir / "config.json")
+    items = to_items(start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), config.ema))
+    sharding = replicated(create_mesh(jax.devices()[:1]))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding), items)
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
+        restored = checkpoints.restore(abstract)
+    assert restored is not None
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(restored[0]))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, restored[1]["step"]
+
+
+def differing_bits(a: np.ndarray, b: np.ndarray) -> int:
+    """In how many bits two arrays differ."""
+    x, y = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (a, b))
+    return int(np.unpackbits(x ^ y).sum())
+
+
+def losses(workdir: pathlib.Path) -> tuple[list[int], dict[int, float], dict[int, float]]:
+    """The steps of the log, and by step the losses and APs."""
+    records = list(metrics.read(workdir))
+    trained, evaluated = ([r for r in records if key in r] for key in ("loss", "eval/AP"))
+    steps = [record["step"] for record in trained]
+    return steps, {r["step"]: r["loss"] for r in trained}, {r["step"]: r["eval/AP"] for r in evaluated}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=pathlib.Path, required=True, help="COCO + AIC, laid out like the recipes'")
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.output, ignore_errors=True)
+    arguments.output.mkdir(parents=True)
+    rng = random.Random(arguments.seed)
+
+    whole = Run(arguments.root, arguments.output / "whole")
+    while whole.running() and whole.step() < 0:
+        time.sleep(0.1)
+    to_first_step = time.monotonic() - whole.started
+    if whole.process.wait():
+        raise SystemExit(whole.text())
+    undisturbed = time.monotonic() - whole.started
+    expected, last_step = final_state(whole.workdir)
+    steps_per_epoch = last_step // EPOCHS
+
+    random_kinds = ["saving"] * (arguments.kills // 3 + 1)
+    random_kinds += ["random"] * (arguments.kills - 3 - len(random_kinds))
+    rng.shuffle(random_kinds)
+    kinds = ["first epoch", "boundary", *random_kinds, "last epoch"]
+    kills, resumed, fell_back = [], 0, 0
+    workdir = arguments.output / "killed"
+    for number, kind in enumerate(kinds):
+        run = Run(arguments.root, workdir)
+        kill = kill_once(run, kind, rng, steps_per_epoch, to_first_step)
+        if kill is None:
+            raise SystemExit(f"the run ended before kill {number + 1} ({kind}):\n{run.text()[-2000:]}")
+        kills.append(kill)
+        print(f"kill {number + 1:2} {kind:12} step {kill['step']:4} {'saving' if kill['saving'] else ''}", flush=True)
+    run = Run(arguments.root, workdir)
+    if run.process.wait():
+        raise SystemExit(run.text())
+    log = (arguments.output / "killed.log").read_text()
+    resumed = len(re.findall(r"^continuing at step", log, re.MULTILINE))
+    fell_back = len(re.findall(r"trying the one before", log))
+
+    found, step = final_state(workdir)
+    bits = sum(differing_bits(found[name], array) for name, array in expected.items())
+    assert found.keys() == expected.keys()
+    steps, loss, ap = losses(workdir)
+    their_steps, their_loss, their_ap = losses(arguments.output / "whole")
+    common = set(loss) & set(their_loss)
+    summary = {
+        "kills": len(kills),
+        "while saving": sum(kill["saving"] for kill in kills),
+        "resumes": resumed,
+        "checkpoints fallen back over": fell_back,
+        "last step": step,
+        "arrays": len(expected),
+        "differing bits": bits,
+        "log steps twice or out of order": len(steps) - len(sorted(set(steps))),
+        "log steps missing": len(set(their_steps) - set(steps)),
+        "losses that differ": sum(loss[s] != their_loss[s] for s in common),
+        "APs that differ": sum(ap.get(s) != value for s, value in their_ap.items()),
+        "seconds undisturbed": round(undisturbed, 1),
+    }
+    for key, value in summary.items():
+        print(f"{key:34}{value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"summary": summary, "kills": kills}, indent=2) + "\n")
+    sys.exit(bool(bits) or step != last_step)
+
+
+if __name__ == "__main__":
+    main()
