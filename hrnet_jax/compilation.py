@@ -14,15 +14,19 @@ _counts = collections.Counter[str]()
 
 def use_cache(cache_dir: str | os.PathLike) -> None:
     """Keeps compiled programs in a folder, unless the user told JAX another (JAX_COMPILATION_CACHE_DIR)."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not _folder():
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache_dir) / "compiled"))
 
 
 def summary() -> str:
     """How many programs this process compiled, and how many it found compiled."""
     return (
-        f"{_counts['compiled']} programs compiled, {_counts['found']} found in {jax.config.jax_compilation_cache_dir}"
+        f"{_counts['compiled']} programs compiled, {_counts['found']} found in {_folder()}"
     )
+
+
+def _folder() -> str | None:
+    return getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009 (jax does not declare it to type checkers)
 
 
 def _count(event: str, **unused: str | int) -> None:
