@@ -1,0 +1,109 @@
+"""Several processes train and evaluate as one does; a run moves from one number of devices to another."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from hrnet_jax import metrics
+from tests.helpers import REPOSITORY, run
+
+
+def arguments(shared, workdir, epochs=2):
+    return [
+        *("hrnet_jax.train", "--config", f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal", "--workdir", str(workdir)),
+        *(f"--config.data.root={shared / 'data'}", "--config.data.eval.boxes=", f"--config.epochs={epochs}"),
+        *("--config.log_every=1", "--config.model.group_size=4", "--config.optimizer.warmup_steps=50"),
+    ]
+
+
+def run_hosts(*command, hosts=2):
+    """Runs a command as that many processes of one device each, and returns their outputs."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = []
+    for host in range(hosts):
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+        environment |= {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(hosts),
+            "JAX_PROCESS_ID": str(host),
+        }
+        line = [sys.executable, "-m", *map(str, command), "--distributed"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(line, cwd=REPOSITORY, env=environment, **pipes))
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * hosts, outputs
+    return [out for out, _ in outputs]
+
+
+def losses(workdir):
+    """By step."""
+    return {record["step"]: record["loss"] for record in metrics.read(workdir) if "loss" in record}
+
+
+@pytest.fixture(scope="module")
+def one_process(shared, tmp_path_factory):
+    """A run of three epochs on two devices of one process."""
+    workdir = tmp_path_factory.mktemp("one")
+    run(*arguments(shared, workdir, epochs=3), JAX_NUM_CPU_DEVICES="2")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two_processes(shared, tmp_path_factory):
+    """Two epochs of it on two processes of one device each."""
+    workdir = tmp_path_factory.mktemp("two")
+    outputs = run_hosts(*arguments(shared, workdir))
+    assert "step 12/12" in outputs[0]
+    assert "step" not in outputs[1]  # one host tells
+    return workdir
+
+
+def test_two_processes_train_like_two_devices(one_process, two_processes):
+    ours, theirs = losses(two_processes), losses(one_process)
+    assert list(ours) == list(range(1, 13))
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
+    for step, loss in ours.items():
+        assert loss == pytest.approx(theirs[step], rel=1e-4), step
+
+
+def test_two_processes_evaluate_like_one(shared, one_process, tmp_path):
+    """keypoints.json is the same file."""
+    flags = ["hrnet_jax.evaluate", "--checkpoint", one_process, "--config.eval.batch_size=8"]
+    run(*flags, "--output", tmp_path / "one", JAX_NUM_CPU_DEVICES="2")
+    run_hosts(*flags, "--output", tmp_path / "two")
+    ours, theirs = ((tmp_path / name / "keypoints.json").read_bytes() for name in ("two", "one"))
+    assert ours == theirs
+    ours, theirs = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("two", "one"))
+    for key in theirs:
+        assert key.startswith("seconds") or ours[key] == theirs[key], key
+
+
+def test_a_run_of_two_processes_continues_on_one_device(shared, one_process, two_processes, tmp_path):
+    """With the same samples: its losses are those of the run that goes on as it was."""
+    moved = tmp_path / "moved"
+    shutil.copytree(two_processes, moved)
+    output = run(*arguments(shared, moved, epochs=3), JAX_NUM_CPU_DEVICES="1").stdout
+    assert "continuing at step 12 of 18" in output
+    ours, theirs = losses(moved), losses(one_process)
+    assert list(ours) == list(theirs) == list(range(1, 19))
+    for step, loss in ours.items():
+        assert loss == pytest.approx(theirs[step], rel=1e-4), step
+
+
+def test_a_process_that_nobody_told_of_others_says_so(shared, tmp_path):
+    finished = run(*arguments(shared, tmp_path), "--distributed", check=False, JAX_PLATFORMS="cpu")
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: --distributed: ")
+    assert "JAX_COORDINATOR_ADDRESS" in finished.stderr
+    assert "Traceback" not in finished.stderr
