@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ FORMAT_VERSION = 2
 _DIGESTS = "digests.json"
 # What Orbax writes last; restoring reads nothing from it.
 AFTERWARDS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_PATIENCE = 600  # seconds that hosts wait for each other's part of a checkpoint
+_SLACK = 1 << 20  # bytes for what a checkpoint holds beside its arrays
 _DISK_PROBLEMS = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
 
 logger = logging.getLogger(__name__)
@@ -53,7 +56,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, timeout_secs=_PATIENCE),
+            # Hosts meet by these names; two folders may be written at a time.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name),
         )
         with self._disk_errors_named():
             self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
@@ -72,6 +77,7 @@ class Checkpoints:
             if step in self._damaged:
                 self._manager.delete(step)
                 self._damaged.remove(step)
+            self._check_space(step, items)
             self._saving = step
             self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args), force=True)
 
@@ -128,6 +134,16 @@ class Checkpoints:
         if jax.process_index() == 0:
             (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
             write_json(folder / _DIGESTS, _digests(folder))
+
+    def _check_space(self, step: int, items: dict[str, Any]) -> None:
+        # Asked beforehand, because Orbax tells of a full disk in thousands of lines, and at times not at all.
+        needed = sum(array.nbytes for array in jax.tree.leaves(items)) + _SLACK
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise InputError(
+                f"{self._folder}: no room for the checkpoint of step {step}: it takes up to {needed / 1e6:.0f} MB, "
+                f"{free / 1e6:.0f} MB are free; the checkpoints before are whole"
+            )
 
     @contextlib.contextmanager
     def _disk_errors_named(self) -> Iterator[None]:

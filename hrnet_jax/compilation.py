@@ -20,9 +20,7 @@ def use_cache(cache_dir: str | os.PathLike) -> None:
 
 def summary() -> str:
     """How many programs this process compiled, and how many it found compiled."""
-    return (
-        f"{_counts['compiled']} programs compiled, {_counts['found']} found in {_folder()}"
-    )
+    return f"{_counts['compiled']} programs compiled, {_counts['found']} found in {_folder()}"
 
 
 def _folder() -> str | None:

@@ -215,7 +215,8 @@ def evaluate(trained: checkpoint.Trained, output: str | pathlib.Path) -> dict[st
     mesh = create_mesh()
     config_lib.check_devices(config, mesh.size)
     evaluator = Evaluator(config, Network.of(abstract_model(config.model)), mesh)
-    result = evaluator(trained.params, trained.stats)
+    # By way of the host: they lie on one device, which another host cannot reach.
+    result = evaluator(*jax.device_get((trained.params, trained.stats)))
     assert result is not None
     metrics, predictions = result
     metrics["checkpoint"] = trained.origin

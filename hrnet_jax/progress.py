@@ -48,6 +48,7 @@ class StepLog:
         self._compiled = False
         self._timed = 0  # steps since `_time`; the one that compiled is none of them
         self._started = self._time = time.monotonic()
+        self._paused_at: float | None = None
         self._waited = self._productive = 0.0
 
     @property
@@ -66,9 +67,10 @@ class StepLog:
     def paused(self) -> Iterator[None]:
         """A context whose time does not count."""
         jax.block_until_ready(self._measured)
-        start = time.monotonic()
+        self._paused_at = time.monotonic()
         yield
-        self._time += time.monotonic() - start
+        self._time += time.monotonic() - self._paused_at
+        self._paused_at = None
 
     def add(self, step: int, measured: dict[str, Array], batch: Batch) -> None:
         """Takes a step's measurements. Raises InputError or Aborted when too much went wrong."""
@@ -94,7 +96,7 @@ class StepLog:
         while self._unchecked:
             self._check_finite(*self._unchecked.popleft())
         measured = jax.device_get(self._measured)
-        now = time.monotonic()
+        now = self._paused_at or time.monotonic()
         seconds = max(now - self._time, 1e-9)
         steps_per_second = self._timed / seconds
         self._productive += seconds - self._waited
