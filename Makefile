@@ -24,7 +24,7 @@ quickstart: install
 	$(RUN) -m hrnet_jax.evaluate --checkpoint $(QUICK) --output $(QUICK)/annotated_boxes --config.data.eval.boxes=
 
 test: install lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	.venv/bin/ruff check .

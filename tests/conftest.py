@@ -13,10 +13,12 @@ from tests.helpers import REPOSITORY
 
 jax.config.update("jax_num_cpu_devices", 2)
 
-# The same small programs are compiled by many tests and by the processes that they start: once is enough.
-_COMPILED = tempfile.TemporaryDirectory(prefix="hrnet_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+# The same small programs are compiled by many tests and by the processes that they start: once is enough. With
+# several test processes, the one that starts them makes the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="hrnet_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 # OpenCV, TensorStore and pycocotools chatter; ours is captured by caplog all the same.
 logging.getLogger("absl").setLevel(logging.WARNING)

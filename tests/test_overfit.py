@@ -98,7 +98,7 @@ def test_keypoints_come_back_to_image_pixels(evaluator):
         predictions = evaluator._predictions(batch, keypoints, np.ones(keypoints.shape[:2]))
         for prediction, row in zip(predictions, np.flatnonzero(batch["valid"]), strict=True):
             instance = np.flatnonzero(evaluator.data.instances.instance_id == batch["instance_id"][row])[0]
-            truth = evaluator.data.instances.points(instance)
+            truth = evaluator.data.instances.points(int(instance))
             inside = (batch["keypoints"][row] > 8).all(-1) & (batch["keypoints"][row] < jnp.array([87, 119])).all(-1)
             shown = np.asarray((truth[:, 2] > 0) & inside)
             zoom = batch["scale"][row][0] / 96

@@ -20,7 +20,7 @@ from hrnet_jax.codecs import create_codec
 from hrnet_jax.convert import load_torch_state_dict
 from hrnet_jax.evaluate import MEAN, STD, make_eval_step, normalise, to_image
 from hrnet_jax.models import Network, create_model, state_dict
-from hrnet_jax.train import TrainState, learning_rate, make_train_step
+from hrnet_jax.train import learning_rate, make_train_step, start
 from tests.parity_table import record
 
 W32 = {"variant": "w32", "keypoints": "coco"}
@@ -121,7 +121,7 @@ def training(golden, w32):
         step = make_train_step(Network.of(w32), create_codec(MSRA), optimizer, 1)
         # The step donates its state.
         params, stats = jax.tree.map(jnp.copy, (params, stats))
-        state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
+        state = start(params, stats, optimizer, 0.0)
         batch = {
             "image": golden_input(0, 2)[1],
             "keypoints": expected["keypoints"],
