@@ -55,10 +55,10 @@ def command(root: pathlib.Path, workdir: pathlib.Path) -> list[str]:
 class Run:
     """One start of the command, and what its log says so far."""
 
-    def __init__(self, root: pathlib.Path, workdir: pathlib.Path):
+    def __init__(self, root: pathlib.Path, workdir: pathlib.Path, log: pathlib.Path | None = None):
         self.workdir, self.started = workdir, time.monotonic()
         self._left = self._being_saved()  # by kills before
-        self._log = (workdir.parent / f"{workdir.name}.log").open("a+")
+        self._log = (log or workdir.parent / f"{workdir.name}.log").open("a+")
         self._from = self._log.seek(0, 2)
         self.process = subprocess.Popen(command(root, workdir), stdout=self._log, stderr=subprocess.STDOUT, text=True)
 

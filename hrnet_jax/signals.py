@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import threading
 from types import FrameType
 from typing import Any
@@ -13,9 +15,11 @@ from jax.experimental import multihost_utils
 
 logger = logging.getLogger(__name__)
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM sets `requested`; the second acts as it did before.
+    """A context in which the first SIGINT or SIGTERM sets `requested`, and the second ends the process at once.
 
     Outside of the main thread, where Python delivers no signals, it never becomes true. Of several hosts each may be
     told to stop; JAX hears SIGTERM, and the notice of a preemption, and lets all agree on the step.
@@ -23,16 +27,25 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+            # Python calls handlers between two lines of its own, which may be minutes apart while a step compiles. To
+            # this socket it writes a signal's number as it comes.
+            self._heard, self._hears = socket.socketpair()
+            self._hears.setblocking(False)
+            self._wakeup = signal.set_wakeup_fd(self._hears.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=_leave_at_the_second, args=(self._heard,), daemon=True).start()
+            self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
     def __exit__(self, *unused: Any) -> None:
-        self._restore()
+        if self._handlers:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._wakeup)
+            self._hears.close()  # which ends the thread
 
     def agreed(self, step: int) -> bool:
         """Whether to stop before this step; all hosts must ask, and get the same answer."""
@@ -43,9 +56,12 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         logger.info("%s: finishing the step and saving; again to exit at once", signal.Signals(number).name)
-        self._restore()
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+
+def _leave_at_the_second(heard: socket.socket) -> None:
+    with heard:
+        signals = 0
+        while number := heard.recv(1):
+            signals += number[0] in _SIGNALS
+            if signals == 2:
+                os._exit(128 + number[0])

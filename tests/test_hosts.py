@@ -77,6 +77,17 @@ def test_two_processes_train_like_two_devices(one_process, two_processes):
         assert loss == pytest.approx(theirs[step], rel=1e-4), step
 
 
+def test_eight_devices_train_like_two(shared, one_process, tmp_path):
+    """Where each holds half a group of BatchNorm's samples."""
+    output = run(*arguments(shared, tmp_path / "eight"), JAX_NUM_CPU_DEVICES="8").stdout
+    assert "groups of 4 samples span devices that hold 2" in output
+    ours, theirs = losses(tmp_path / "eight"), losses(one_process)
+    assert list(ours) == list(range(1, 13))
+    assert ours[1] == pytest.approx(theirs[1], rel=1e-6)
+    for step, loss in ours.items():
+        assert loss == pytest.approx(theirs[step], rel=1e-4), step
+
+
 def test_two_processes_evaluate_like_one(shared, one_process, tmp_path):
     """keypoints.json is the same file."""
     flags = ["hrnet_jax.evaluate", "--checkpoint", one_process, "--config.eval.batch_size=8"]

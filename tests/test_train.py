@@ -22,6 +22,7 @@ from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import check_devices, differences, load_config, to_json
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, create_model, state_dict
+from hrnet_jax.signals import StopRequest
 from hrnet_jax.train import from_items, learning_rate, make_train_step, start, to_items, train
 from tests.helpers import REPOSITORY, run
 
@@ -156,6 +157,37 @@ def test_an_interrupted_run_continues_to_the_same_bits(shared, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     steps = [record["step"] for record in metrics.read(tmp_path / "stopped") if "loss" in record]
     assert steps == sorted(set(steps))
+
+
+def test_a_second_signal_ends_the_process_even_while_native_code_runs():
+    """As a step that compiles: minutes in which Python itself calls no handler."""
+    program = (
+        "import hashlib\n"
+        "from hrnet_jax.signals import StopRequest\n"
+        "with StopRequest():\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+
+
+def test_signals_are_as_before_afterwards():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before[2])
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+    assert before[:2] == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    assert signal.set_wakeup_fd(before[2]) == before[2]
 
 
 def test_a_finished_run_is_not_trained_again(shared, trained, tmp_path):
