@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
+
 from data_pipelines.errors import InputError
 
 _skip_whitespace = re.compile(r"[ \t\n\r]*").match
@@ -20,7 +22,7 @@ _decode = json.JSONDecoder().raw_decode
 def read_json(path: str | os.PathLike) -> Any:
     """Parses a JSON file. Raises InputError that names the file when it is missing or is not JSON."""
     with _errors_named(path):
-        return json.loads(pathlib.Path(path).read_bytes())
+        return json.loads(epath.Path(path).read_bytes())
 
 
 def stream_json(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
@@ -45,6 +47,12 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) ->
     separators = None if indent else (",", ":")
     partial.write_text(json.dumps(content, indent=indent, separators=separators) + "\n")
     partial.replace(path)
+
+
+def brief(value: Any) -> str:
+    """A value of a file, whatever it is, as part of a message: on one line, 80 characters at most."""
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class _Text:

@@ -27,6 +27,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
+from data_pipelines import storage
 from data_pipelines.annotations import load_instances
 from data_pipelines.errors import InputError
 from data_pipelines.instances import Instances, write_index
@@ -109,11 +110,7 @@ def prepare(
 def upload(folder: pathlib.Path, target: epath.Path) -> None:
     """Copies a prepared folder to where `etils.epath` writes, a bucket for one; what says that it is finished, last."""
     (target / FINISHED).unlink(missing_ok=True)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    for path in sorted(files, key=lambda path: path.name == FINISHED):
-        copy = target / path.relative_to(folder).as_posix()
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        epath.Path(path).copy(copy, overwrite=True)
+    storage.upload(folder, target, last=FINISHED)
 
 
 def _source_images(annotations: pathlib.Path, instances: Instances, all_images: bool) -> list[SourceImage]:
@@ -276,17 +273,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scratch", help="where to write what goes to a bucket; default: the system's place for this")
     flags = vars(parser.parse_args(arguments))
     scratch, target = flags.pop("scratch"), flags["output"]
-    if in_bucket := "://" in target:
+    if in_bucket := storage.in_bucket(target):
         flags["output"] = os.path.join(
             scratch or tempfile.gettempdir(), "prepared", os.path.basename(target.rstrip("/"))
         )
     try:
         if in_bucket:
-            with _bucket_errors(target):
+            with storage.bucket_errors(target):
                 epath.Path(target).exists()
         report = prepare(**flags)
         if in_bucket:
-            with _bucket_errors(target, f"; the data set is in {flags['output']}"):
+            with storage.bucket_errors(target, f"; the data set is in {flags['output']}"):
                 upload(pathlib.Path(flags["output"]), epath.Path(target))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -296,17 +293,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     print(summary(report, target))
     return 0
-
-
-@contextlib.contextmanager
-def _bucket_errors(target: str, remark: str = "") -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of whatever library talks to the bucket
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{target}: cannot be reached ({reason}); buckets need `pip install hrnet-jax[gcs]` and credentials{remark}"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -12,20 +12,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import logging
 import os
-import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
-from data_pipelines.json_files import read_json, write_json
+from data_pipelines.json_files import read_json
 from hrnet_jax import config as config_lib
 from hrnet_jax.folder import is_folder, load_folder
 from hrnet_jax.models import abstract_model, state_dict
@@ -49,8 +50,8 @@ class Checkpoints:
     A checkpoint appears whole or not at all, with a digest of each of its files. Close it, or use it as a context.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int):
-        self._folder = folder
+    def __init__(self, folder: str | os.PathLike, keep: int):
+        self._folder = epath.Path(folder)
         self._saving = -1
         self._damaged: set[int] = set()
         options = ocp.CheckpointManagerOptions(
@@ -58,10 +59,10 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, timeout_secs=_PATIENCE),
             # Hosts meet by these names; two folders may be written at a time.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._folder.name),
         )
-        with self._disk_errors_named():
-            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        with self._disk_errors_named(), storage.bucket_errors(folder):
+            self._manager = ocp.CheckpointManager(storage.absolute(folder), options=options)
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Writes pytrees of arrays and a JSON-able dict; returns once the arrays may be overwritten.
@@ -130,15 +131,18 @@ class Checkpoints:
         self.close()
 
     def _seal(self) -> None:
-        """Writes the digests, before Orbax gives the checkpoint its name."""
+        """Writes the digests, before Orbax gives the checkpoint its name, or in a bucket its commit_success.txt."""
         if jax.process_index() == 0:
-            (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-            write_json(folder / _DIGESTS, _digests(folder))
+            folder = self._folder / str(self._saving)
+            if not storage.in_bucket(folder):
+                start = f"{folder.name}.orbax-checkpoint-tmp"
+                (folder,) = (path for path in self._folder.iterdir() if path.name.startswith(start))
+            (folder / _DIGESTS).write_text(json.dumps(_digests(folder), indent=2) + "\n")
 
     def _check_space(self, step: int, items: dict[str, Any]) -> None:
         # Asked beforehand, because Orbax tells of a full disk in thousands of lines, and at times not at all.
         needed = sum(array.nbytes for array in jax.tree.leaves(items)) + _SLACK
-        free = shutil.disk_usage(self._folder).free
+        free = storage.free_bytes(self._folder)
         if free < needed:
             raise InputError(
                 f"{self._folder}: no room for the checkpoint of step {step}: it takes up to {needed / 1e6:.0f} MB, "
@@ -167,25 +171,25 @@ class Trained(NamedTuple):
     origin: str
 
 
-def load(path: str | pathlib.Path) -> Trained:
+def load(path: str | os.PathLike) -> Trained:
     """Loads the best checkpoint of a work directory (the newest when nothing was evaluated yet), or a converted folder.
 
     Raises InputError when the folder is missing, or holds no config, no checkpoint or only a backbone.
     """
-    path, config = pathlib.Path(path), stored_config(path)
+    config, folder = stored_config(path), epath.Path(path)
     params, stats = state_dict(abstract_model(config.model))
     if is_folder(path):
-        return _load_folder(path, {**params, **stats})
+        return _load_folder(folder, {**params, **stats})
     weights = {"params": params, "stats": stats}
     abstract = jax.tree.map(_on_one_device, {"ema": weights} if config.get("ema") else weights)
     for name in ("best", "checkpoints"):
-        if not (path / name).is_dir():
+        if not (folder / name).is_dir():
             continue
-        checkpoints = Checkpoints(path / name, keep=1 if name == "best" else config.checkpoint.keep)
+        checkpoints = Checkpoints(folder / name, keep=1 if name == "best" else config.checkpoint.keep)
         try:
             if restored := checkpoints.restore(abstract):
                 items, meta = restored
-                origin = f"{path / name}, step {meta['step']}" + (", moving averages" if "ema" in items else "")
+                origin = f"{folder / name}, step {meta['step']}" + (", moving averages" if "ema" in items else "")
                 items = items.get("ema", items)
                 return Trained(config, items["params"], items["stats"], origin)
         finally:
@@ -193,14 +197,15 @@ def load(path: str | pathlib.Path) -> Trained:
     raise InputError(f"{path}: holds no checkpoint yet")
 
 
-def stored_config(path: str | pathlib.Path) -> ConfigDict:
+def stored_config(path: str | os.PathLike) -> ConfigDict:
     """The config that a work directory or a converted folder carries. Raises InputError when there is none."""
-    if not pathlib.Path(path).is_dir():
+    storage.check_bucket(path)
+    if not epath.Path(path).is_dir():
         raise InputError(f"{path}: no such folder; --checkpoint takes a work directory or a converted folder")
-    return config_lib.from_json(pathlib.Path(path) / "config.json")
+    return config_lib.from_json(epath.Path(path) / "config.json")
 
 
-def _load_folder(path: pathlib.Path, shapes: dict[str, Any]) -> Trained:
+def _load_folder(path: epath.Path, shapes: dict[str, Any]) -> Trained:
     stored = load_folder(path)
     if not stored.has_head:
         raise InputError(f"{path}: holds a backbone without a head; it can initialise training (config.init) only")
@@ -215,20 +220,20 @@ def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _digests(folder: pathlib.Path) -> dict[str, str]:
+def _digests(folder: epath.Path) -> dict[str, str]:
     """SHA-256 by name of all files of a checkpoint."""
     digests = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in (_DIGESTS, *AFTERWARDS):
+    for path in sorted(storage.files_below(folder)):
+        if path.name not in (_DIGESTS, *AFTERWARDS):
             with path.open("rb") as file:
                 digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
 
 
-def damage(folder: pathlib.Path) -> str | None:
+def damage(folder: str | os.PathLike) -> str | None:
     """What is wrong with a checkpoint's files, if anything; `AFTERWARDS` are not looked at."""
     try:
-        expected, found = read_json(folder / _DIGESTS), _digests(folder)
+        expected, found = read_json(epath.Path(folder) / _DIGESTS), _digests(epath.Path(folder))
     except InputError as error:
         return str(error)
     if not isinstance(expected, dict):

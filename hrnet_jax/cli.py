@@ -7,19 +7,19 @@ with the state saved (EX_TEMPFAIL: run the same command again).
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import pathlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.errors import InputError
+from data_pipelines.json_files import read_json
 from hrnet_jax.mesh import is_main_host, join_hosts
 
 ABORTED = 2
@@ -123,6 +123,6 @@ def parse(
     return values, overrides["config"].value
 
 
-def read_metrics(path: pathlib.Path) -> dict[str, Any]:
+def read_metrics(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a metrics.json; empty when there is none."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if epath.Path(path).exists() else {}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import collections
 import os
-import pathlib
 
 import jax
+from etils import epath
 
 _EVENTS = {"/jax/compilation_cache/cache_hits": "found", "/jax/compilation_cache/cache_misses": "compiled"}
 _counts = collections.Counter[str]()
@@ -15,7 +15,7 @@ _counts = collections.Counter[str]()
 def use_cache(cache_dir: str | os.PathLike) -> None:
     """Keeps compiled programs in a folder, unless the user told JAX another (JAX_COMPILATION_CACHE_DIR)."""
     if not _folder():
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(cache_dir) / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(epath.Path(cache_dir) / "compiled"))
 
 
 def summary() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
+from data_pipelines import storage
 from data_pipelines.annotations import Instances
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet
@@ -19,8 +21,13 @@ from hrnet_jax import metrics as metric_files
 
 matplotlib.use("Agg")
 
+# A drawn picture's longest side, in pixels.
+LONGEST = 2048
+
 _TILE = 240  # pixels, height and width of a contact sheet's tiles
 _COLUMNS = 4
+_OPACITY = 0.6  # of a heatmap's peak
+_TITLE = 22  # pixels, height of a picture's name
 
 
 def skeleton(
@@ -50,6 +57,51 @@ def skeleton(
             cv2.circle(image, point, thickness, colour, -1, cv2.LINE_AA)
 
 
+def zoomed(image: UInt8[np.ndarray, "h w 3"], longest: int) -> tuple[UInt8[np.ndarray, "a b 3"], float]:
+    """Resizes an image to that many pixels along its longer side; returns it with the factor."""
+    zoom = longest / max(image.shape[:2])
+    width, height = (max(round(side * zoom), 1) for side in image.shape[1::-1])
+    interpolation = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=interpolation), zoom
+
+
+def heatmap_overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    heatmaps: Float[np.ndarray, "rows columns k"],
+    matrix: Float[np.ndarray, "2 3"],
+    keypoint_set: KeypointSet,
+) -> None:
+    """Blends a person's heatmaps into an RGB image, in place: each in its keypoint's colour, the more the higher it is.
+
+    Args:
+      image: RGB.
+      heatmaps: one map a keypoint, peaks of about 1.
+      matrix: the affine map from the image's pixels to heatmap cells.
+      keypoint_set: gives the colours.
+    """
+    height, width = image.shape[:2]
+    strength = np.clip(heatmaps, 0, 1)
+    # Where maps overlap, the strongest one's colour.
+    colours = np.array(keypoint_set.colours, np.float32)[strength.argmax(-1)]
+    painted = np.concatenate([colours, strength.max(-1, keepdims=True)], axis=-1, dtype=np.float32)
+    painted[..., 3:] *= _OPACITY
+    painted[..., :3] *= painted[..., 3:]
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpAffine(painted, matrix, (width, height), flags=flags)
+    np.copyto(image, (image * (1 - warped[..., 3:]) + warped[..., :3]).round().astype(np.uint8))
+
+
+def side_by_side(pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "a b 3"]:
+    """Joins RGB pictures of one height, each under its name."""
+    titled = []
+    for name, picture in pictures.items():
+        title = np.full((_TITLE, picture.shape[1], 3), 255, np.uint8)
+        cv2.putText(title, name, (4, _TITLE - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        titled.append(np.concatenate([title, picture]))
+    gap = np.full((titled[0].shape[0], 4, 3), 255, np.uint8)
+    return np.concatenate([part for picture in titled for part in (gap, picture)][1:], axis=1)
+
+
 def contact_sheet(
     path: pathlib.Path,
     predictions: Sequence[Mapping[str, Any]],
@@ -73,10 +125,7 @@ def contact_sheet(
     tiles = []
     for image_id in ids:
         image = cv2.cvtColor(instances.open(row_of[image_id]).pixels(), cv2.COLOR_BGR2RGB)
-        zoom = _TILE / max(image.shape[:2])
-        image = cv2.resize(
-            image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-        )
+        image, zoom = zoomed(image, _TILE)
         best = max(prediction["box_score"] for prediction in by_image[image_id])
         for prediction in by_image[image_id]:
             if prediction["box_score"] >= 0.5 * best:
@@ -90,8 +139,8 @@ def contact_sheet(
     write_png(path, np.concatenate(rows))
 
 
-def curves(path: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Writes a PNG of a run's loss (by source, where there are several) and AP over its steps."""
+def curves(workdir: str | os.PathLike) -> None:
+    """Draws a run's loss (by source, where there are several) and AP over its steps into its `curves.png`."""
     records = list(metric_files.read(workdir))
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axis, ap_axis = figure.subplots(1, 2)
@@ -108,7 +157,8 @@ def curves(path: pathlib.Path, workdir: pathlib.Path) -> None:
     ap_axis.set(xlabel="step", ylim=(0, 1), title="Evaluation")
     if ap_axis.lines:
         ap_axis.legend()
-    figure.savefig(path, dpi=100)
+    with storage.Mirror(workdir) as folder:
+        figure.savefig(folder.path / "curves.png", dpi=100)
 
 
 def write_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w 3"]) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
-import pathlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.types import Batch
 from hrnet_jax import cli, compilation
@@ -158,16 +160,17 @@ class StepLog:
 class Profiler:
     """Traces a window of steps, (first, last), into `profile/` of a work directory for TensorBoard; (0, 0): none."""
 
-    def __init__(self, workdir: pathlib.Path, window: tuple[int, int]):
-        self._folder, (self._first, self._last), self._on = workdir / "profile", window, False
+    def __init__(self, workdir: str | os.PathLike, window: tuple[int, int]):
+        self._folder, (self._first, self._last) = epath.Path(workdir) / "profile", window
+        self._traced: storage.Mirror | None = None
 
     @contextlib.contextmanager
     def step(self, step: int) -> Iterator[None]:
         """A context around a step."""
         if step == self._first:
-            jax.profiler.start_trace(str(self._folder))
-            self._on = True
-        if not self._on:
+            self._traced = storage.Mirror(self._folder)
+            jax.profiler.start_trace(str(self._traced.path))
+        if not self._traced:
             yield
             return
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -179,12 +182,14 @@ class Profiler:
         return self
 
     def __exit__(self, *unused: Any) -> None:
-        if self._on:
-            self._stop()
+        self._stop()
 
     def _stop(self) -> None:
-        self._on = False
-        jax.profiler.stop_trace()
+        if not self._traced:
+            return
+        with self._traced:
+            jax.profiler.stop_trace()
+        self._traced = None
         logger.info("profile of steps %d to %d in %s", self._first, self._last, self._folder)
 
 
