@@ -68,12 +68,12 @@ def evaluate(root: pathlib.Path, output: pathlib.Path) -> dict[str, float]:
     from eval import coco as coco_eval
     from hrnet_jax.evaluate import Evaluator
     from hrnet_jax.mesh import create_mesh, is_main_host
-    from hrnet_jax.models import Network, create_model, state_dict
+    from hrnet_jax.models import create_model, state_dict
 
     start = time.monotonic()
     config = config_at(root)
     model = create_model(config.model)
-    evaluator = Evaluator(config, Network.of(model), create_mesh())
+    evaluator = Evaluator(config, create_mesh())
     loaded = time.monotonic() - start
     result = evaluator(*state_dict(model))
     assert result is not None

@@ -55,7 +55,7 @@ def terminate(run: Run, seconds: float) -> dict[str, Any] | None:
 
 
 def fill_disk(root: pathlib.Path, disk: pathlib.Path) -> dict[str, Any]:
-    """Trains on a small disk until it is full, again after there is more of it, and compares with nothing in the way."""
+    """Trains on a small disk until it is full, and goes on after there is more of it."""
     workdir = disk / "run"
     shutil.rmtree(workdir, ignore_errors=True)
     run = Run(root, workdir, log=disk.parent / "small_disk.log")

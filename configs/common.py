@@ -4,7 +4,11 @@ A config file returns `recipe(...)` with what is its own. An argument after the 
 by commas: `configs/coco.py:w48,384x288,udp` or `configs/coco.py:runlocal`.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict, FieldReference
+
+from data_pipelines.keypoints import KeypointSet
 
 VARIANTS = {
     "w32": "HRNet-W32 (the default)",
@@ -51,13 +55,17 @@ COCO_VAL = {
 
 
 def recipe(
-    arg: str | None = None, *, keypoints: str, train: dict[str, dict[str, str]], evaluate: dict[str, str]
+    arg: str | None = None,
+    *,
+    keypoints: str | KeypointSet,
+    train: dict[str, dict[str, Any]],
+    evaluate: dict[str, Any],
 ) -> ConfigDict:
     """The training recipe of MMPose 1.3.2's HRNet configs.
 
     Args:
       arg: variants from `VARIANTS`, separated by commas.
-      keypoints: the set of keypoints that the network puts out.
+      keypoints: the set of keypoints that the network puts out, or its name; docs/own-data.md has a set of one's own.
       train: sources by name, each with its annotations, images (both relative to `data.root`) and keypoint set.
       evaluate: the evaluation set: annotations, images, keypoint set, detector boxes ("" for annotated boxes).
     """
@@ -84,6 +92,7 @@ def recipe(
     c.model.maps_per_keypoint = 1
     c.model.dtype = "float32"
     c.model.group_size = 64  # samples that share BatchNorm statistics; 0: the whole batch
+    c.model.scan = False  # equal blocks and modules as loops: a third of the compiling, more memory
 
     c.codec = ConfigDict()
     c.codec.name = "msra"

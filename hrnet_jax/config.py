@@ -5,24 +5,48 @@ A config is an `ml_collections.ConfigDict` made by a file under `configs/`; `con
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
+import os
 import pathlib
 import runpy
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
-from data_pipelines.keypoints import keypoint_set
+from data_pipelines.keypoints import KeypointSet, keypoint_set
 from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models import VARIANTS
 
 logger = logging.getLogger(__name__)
+
+_MAX_SIDE = 4096  # pixels of a crop; the typing error that adds a zero should not take all memory
+
+# What evaluation, prediction and export read of any config, and of what type it is.
+_NEEDED: dict[type | tuple[type, ...], tuple[str, ...]] = {
+    ConfigDict: ("model", "codec", "data", "data.eval", "data.loader", "eval", "checkpoint", "optimizer"),
+    str: (
+        *("model.variant", "codec.name", "data.root", "data.format", "data.cache_dir", "data.warp"),
+        *("data.eval.annotations", "data.eval.images", "data.eval.boxes", "eval.nms", "eval.score_mode"),
+    ),
+    int: (
+        *("batch_size", "epochs", "log_every", "model.maps_per_keypoint", "data.loader.threads", "data.loader.workers"),
+        *("eval.batch_size", "eval.every_epochs", "checkpoint.keep", "checkpoint.every_epochs"),
+    ),
+    (int, type(None)): ("model.group_size",),
+    (int, float): ("eval.nms_threshold", "eval.keypoint_threshold", "optimizer.learning_rate"),
+    bool: ("eval.flip_test", "eval.use_area"),
+    (list, tuple): ("codec.input_size", "data.input_size"),
+    (str, ConfigDict, KeypointSet): ("model.keypoints", "data.keypoints", "data.eval.keypoints"),
+}
 
 # What a resumed run may change; all other keys say which experiment it is.
 FREE_KEYS = (
@@ -37,7 +61,7 @@ FREE_KEYS = (
         "data.eval",
     ),
     *("eval", "checkpoint", "log_every", "epochs", "init", "cache_dir"),
-    *("devices", "accumulate", "profile", "max_skipped"),
+    *("devices", "accumulate", "profile", "max_skipped", "model.scan"),
 )
 
 
@@ -65,21 +89,24 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2)
 
 
-def from_json(path: pathlib.Path) -> ConfigDict:
+def from_json(path: str | os.PathLike) -> ConfigDict:
     """Reads a config that `to_json` wrote. Raises InputError when there is none or it is no config."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(epath.Path(path).read_text())
+        config = ConfigDict(_with_tuples(content)) if isinstance(content, dict) else ConfigDict()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; a checkpoint folder carries its config") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not a config ({error})") from None
-    if not isinstance(content, dict) or not {"model", "codec", "data", "eval"} <= set(content):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError) as error:
+        raise InputError(f"{path}: not a config ({' '.join(str(error).split())[:200]})") from None
+    if not {"model", "codec", "data", "eval"} <= set(config):
         raise InputError(f"{path}: not a config of hrnet_jax (it needs 'model', 'codec', 'data' and 'eval')")
-    return ConfigDict(content)
+    _check_needed(config, str(path), "add them to this file")
+    return config
 
 
 def check(config: ConfigDict) -> None:
     """Raises InputError when parts of a config are impossible or contradict each other; says what to change."""
+    _check_needed(config, "config", "set them in the config file")
     codec = create_codec(config.codec)
     joints = keypoint_set(config.model.keypoints)
     if config.model.variant not in VARIANTS:
@@ -87,16 +114,16 @@ def check(config: ConfigDict) -> None:
     height, width = codec.input_size
     if height % 32 or width % 32:
         raise InputError(f"config.codec.input_size=({height}, {width}): height and width must be multiples of 32")
+    if max(height, width, getattr(codec, "blur_kernel", 0)) > _MAX_SIDE:
+        raise InputError(f"config.codec: input_size=({height}, {width}) or blur_kernel is above {_MAX_SIDE}")
     if tuple(config.data.input_size) != codec.input_size:
         raise InputError(
             f"config.data.input_size={tuple(config.data.input_size)} is not config.codec.input_size={codec.input_size}"
         )
     if config.data.warp != codec.warp:
         raise InputError(f"config.data.warp={config.data.warp!r}: codec {config.codec.name!r} needs {codec.warp!r}")
-    if config.data.keypoints != config.model.keypoints:
-        raise InputError(
-            f"config.data.keypoints={config.data.keypoints!r} is not config.model.keypoints={config.model.keypoints!r}"
-        )
+    if (theirs := keypoint_set(config.data.keypoints)) != joints:
+        raise InputError(f"config.data.keypoints={theirs.name!r} is not config.model.keypoints={joints.name!r}")
     if codec.channels(len(joints)) != len(joints) * config.model.maps_per_keypoint:
         raise InputError(
             f"config.model.maps_per_keypoint={config.model.maps_per_keypoint}: codec {config.codec.name!r} has "
@@ -126,10 +153,11 @@ def check_devices(config: ConfigDict, devices: int) -> None:
         logger.warning("BatchNorm groups of %d samples span devices that hold %d: they communicate", group, share)
 
 
-def with_cache(config: ConfigDict, workdir: str | pathlib.Path) -> ConfigDict:
-    """A copy whose caches lie in the work directory where `cache_dir` is empty."""
+def with_cache(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
+    """A copy whose caches lie in the work directory where `cache_dir` is empty, annotation indexes always on a disk."""
     config = config.copy_and_resolve_references()
-    config.cache_dir = config.data.cache_dir = config.cache_dir or str(pathlib.Path(workdir) / "cache")
+    config.cache_dir = config.cache_dir or str(epath.Path(workdir) / "cache")
+    config.data.cache_dir = storage.cache_on_disk(config.cache_dir)
     return config
 
 
@@ -141,6 +169,33 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
         for key in sorted(set(a) | set(b))
         if a.get(key) != b.get(key) and not _is_free(key)
     ]
+
+
+def _with_tuples(content: Any) -> Any:
+    """JSON's lists as the tuples that they were, which flags can override."""
+    if isinstance(content, dict):
+        return {key: _with_tuples(value) for key, value in content.items()}
+    return tuple(map(_with_tuples, content)) if isinstance(content, list) else content
+
+
+def _check_needed(config: ConfigDict, name: str, remedy: str) -> None:
+    missing, wrong = [], []
+    for kind, keys in _NEEDED.items():
+        for key in keys:
+            try:
+                value = functools.reduce(lambda part, name: part[name], key.split("."), config)
+            except (KeyError, TypeError):  # TypeError: a section that is none is told by itself
+                missing.append(key)
+                continue
+            is_finite = not isinstance(value, float) or math.isfinite(value)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not is_finite:
+                wrong.append(f"{key}={' '.join(repr(value).split())[:40]}")
+    if wrong:
+        raise InputError(f"{name}: {', '.join(wrong)}: configs/common.py shows what belongs there")
+    if missing:
+        raise InputError(
+            f"{name}: lacks {', '.join(missing)}; {remedy}, configs/common.py shows them with their defaults"
+        )
 
 
 def _is_free(key: str) -> bool:

@@ -10,6 +10,7 @@ overridden, e.g. `--config.data.root=DATA`; an empty `data.eval.boxes` means ann
 from __future__ import annotations
 
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.annotations import coco_annotations
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
@@ -32,7 +34,8 @@ from hrnet_jax import checkpoint, cli, draw
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import Codec, create_codec
 from hrnet_jax.mesh import create_mesh, gather_hosts, host_part, is_main_host, replicated, shard_batch
-from hrnet_jax.models import Network, abstract_model
+from hrnet_jax.models import Network, abstract_model, unstack
+from hrnet_jax.models.fold import fold
 from hrnet_jax.models.state import Arrays
 
 # ImageNet's mean and standard deviation on the 0..255 scale, RGB.
@@ -76,7 +79,7 @@ class Evaluator:
     annotations have, and when sizes are to come from areas that they do not have.
     """
 
-    def __init__(self, config: ConfigDict, network: Network, mesh: jax.sharding.Mesh):
+    def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
         self.codec = create_codec(config.codec)
         self.joints = keypoint_set(config.model.keypoints)
@@ -91,7 +94,9 @@ class Evaluator:
         self.truth = coco_annotations(annotations, self.labels)
         if isinstance(self.truth, dict) and config.eval.use_area:
             raise InputError(f"{annotations}: annotates no areas; set config.eval.use_area=False")
+        network = Network.of(abstract_model(config.model, folded=True))
         self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
+        self.fold = jax.jit(lambda params, stats: network.stack(fold(unstack(params), unstack(stats))))
         self.round_trip = jax.jit(lambda points, visible: self.codec.decode(self.codec.encode(points, visible)[0]))
         # Which of the network's keypoints the annotations know.
         self.order = [self.joints.index(name) for name in self.labels.names]
@@ -127,7 +132,7 @@ class Evaluator:
 
     def _answers(self, params: Arrays, stats: Arrays, should_stop: Callable[[], bool]) -> dict[str, np.ndarray] | None:
         """This host's rows of all batches, padding included, with `found` [N,K,2] in crop pixels and `score` [N,K]."""
-        params, stats = jax.device_put((params, stats), replicated(self.mesh))
+        weights = self.fold(*jax.device_put((params, stats), replicated(self.mesh)))
         answered: list[Batch] = []
 
         def fetch(batch: Batch) -> None:
@@ -137,7 +142,7 @@ class Evaluator:
             if should_stop():
                 return None
             images = shard_batch({"image": batch.pop("image")}, self.mesh)["image"]
-            batch["found"], batch["score"] = self.step(params, stats, images)
+            batch["found"], batch["score"] = self.step(weights, {}, images)
             if not self.config.data.eval.boxes:
                 batch["possible"], batch["possible_score"] = self._best_possible(batch)
             if answered:  # the device works on this batch while the answers to the one before come back
@@ -205,7 +210,7 @@ def to_image(
     return keypoints / width_height * scale[:, None] + (center - 0.5 * scale)[:, None]
 
 
-def evaluate(trained: checkpoint.Trained, output: str | pathlib.Path) -> dict[str, Any]:
+def evaluate(trained: checkpoint.Trained, output: str | os.PathLike) -> dict[str, Any]:
     """Evaluates a loaded model by its config, and writes metrics.json, keypoints.json and predictions.png.
 
     Returns the content of metrics.json. Raises InputError for what is wrong with config, checkpoint or data.
@@ -214,26 +219,26 @@ def evaluate(trained: checkpoint.Trained, output: str | pathlib.Path) -> dict[st
     config_lib.check(config)
     mesh = create_mesh()
     config_lib.check_devices(config, mesh.size)
-    evaluator = Evaluator(config, Network.of(abstract_model(config.model)), mesh)
+    evaluator = Evaluator(config, mesh)
     # By way of the host: they lie on one device, which another host cannot reach.
     result = evaluator(*jax.device_get((trained.params, trained.stats)))
     assert result is not None
     metrics, predictions = result
     metrics["checkpoint"] = trained.origin
     if is_main_host():
-        write(pathlib.Path(output), metrics, predictions, evaluator)
+        write(output, metrics, predictions, evaluator)
     return metrics
 
 
 def write(
-    output: pathlib.Path, metrics: dict[str, Any], predictions: list[dict[str, Any]], evaluator: Evaluator
+    output: str | os.PathLike, metrics: dict[str, Any], predictions: list[dict[str, Any]], evaluator: Evaluator
 ) -> None:
     """Writes an evaluation's files into a folder."""
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "metrics.json", metrics)
-    results = coco.to_coco_results([(prediction, prediction["score"]) for prediction in predictions])
-    coco.write_results(output / "keypoints.json", results)
-    draw.contact_sheet(output / "predictions.png", predictions, evaluator.data.instances, evaluator.labels)
+    with storage.Mirror(output) as folder:
+        write_json(folder.path / "metrics.json", metrics)
+        results = coco.to_coco_results([(prediction, prediction["score"]) for prediction in predictions])
+        coco.write_results(folder.path / "keypoints.json", results)
+        draw.contact_sheet(folder.path / "predictions.png", predictions, evaluator.data.instances, evaluator.labels)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pathlib
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData, iterate
 from eval import coco
@@ -32,7 +34,7 @@ from hrnet_jax.codecs import Codec, create_codec
 from hrnet_jax.convert import initial_backbone
 from hrnet_jax.evaluate import Evaluator, normalise, write
 from hrnet_jax.mesh import create_mesh, is_main_host, replicated, shard_batch, split_evenly
-from hrnet_jax.models import Network, create_model, state_dict
+from hrnet_jax.models import Network, create_model, state_dict, unstack
 from hrnet_jax.models.state import Arrays
 from hrnet_jax.progress import Profiler, StepLog
 from hrnet_jax.signals import StopRequest
@@ -41,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainState(NamedTuple):
-    """All that a step changes; parameters and statistics by canonical name."""
+    """All that a step changes; parameters and statistics by name, canonical or as `Network.stack` makes them."""
 
     step: Array
     params: Arrays
@@ -51,13 +53,14 @@ class TrainState(NamedTuple):
     skipped: Array  # steps whose loss or gradients were not finite
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """Trains, or continues, the experiment of a config; can be called repeatedly in one process.
 
     Args:
       config: as made by a file under `configs/`.
       workdir: gets config.json, checkpoints/, best/, metrics.jsonl, tensorboard/, curves.png and, after every
-        evaluation, metrics.json, keypoints.json and predictions.png. All hosts must see the same folder.
+        evaluation, metrics.json, keypoints.json and predictions.png. All hosts must see the same folder. One in a
+        bucket (gs://...) gets metrics/STEP.jsonl in place of metrics.jsonl.
 
     Returns:
       The content of metrics.json: the last evaluation.
@@ -67,11 +70,11 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
       Interrupted: a signal stopped the run; its state is saved.
       Aborted: too many steps were skipped for losses or gradients that are not finite.
     """
-    workdir = pathlib.Path(workdir)
+    folder = epath.Path(workdir)
     config_lib.check(config)
     mesh = create_mesh(config.devices)
     config_lib.check_devices(config, mesh.size)
-    claim(workdir, config)
+    claim(folder, config)
     config = config_lib.with_cache(config, workdir)
     compilation.use_cache(config.cache_dir)
 
@@ -90,12 +93,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     train_step = make_train_step(
         network, codec, optimizer, len(sources), parts=config.accumulate, devices=mesh.size, ema_decay=config.ema
     )
-    evaluator = Evaluator(config, network, mesh)
+    evaluator = Evaluator(config, mesh)
 
     with contextlib.ExitStack() as stack:
         # The state: from the newest checkpoint, else fresh.
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint.keep))
-        best = stack.enter_context(Checkpoints(workdir / "best", keep=1))
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint.keep))
+        best = stack.enter_context(Checkpoints(folder / "best", keep=1))
         params, stats = state_dict(create_model(config.model, config.seed))
         state = jax.device_put(start(params, stats, optimizer, config.ema), replicated(mesh))
         progress = {"best_AP": -1.0, "evaluated": 0, "samples": 0, "unreadable": 0}
@@ -108,6 +111,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             state = jax.device_put(start(params, stats, optimizer, config.ema), replicated(mesh))
             logger.info("the backbone starts from %s", config.init)
         start_step = int(state.step)
+        state = jax.jit(network.stack, donate_argnums=0)(state)
+        by_canonical_name = jax.jit(unstack)
 
         writer = stack.enter_context(metrics.MetricWriter(workdir, start_step, active=is_main_host()))
         hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
@@ -123,7 +128,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
         def save(step: int, to: Checkpoints = checkpoints) -> None:
             if log.pending:  # what the log covers and what a checkpoint holds end at the same step
                 writer.write(step, log.flush())
-            to.save(step, to_items(state), {"progress": dict(progress), "config": config_lib.to_json(config)})
+            meta = {"progress": dict(progress), "config": config_lib.to_json(config)}
+            to.save(step, to_items(by_canonical_name(state)), meta)
 
         def evaluate(step: int) -> None:
             result = evaluator(*averaged(state), lambda: stop.requested)
@@ -135,7 +141,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
             writer.write(step, {f"eval/{name}": numbers[name] for name in coco.METRICS})
             if is_main_host():
                 write(workdir, {**numbers, "step": step}, predictions, evaluator)
-                draw.curves(workdir / "curves.png", workdir)
+                draw.curves(workdir)
             if numbers["AP"] > progress["best_AP"]:
                 progress["best_AP"] = numbers["AP"]
                 save(step, to=best)
@@ -172,8 +178,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
                 checkpoints.wait()
                 raise cli.Interrupted(f"stopped at step {step} of {total_steps} and saved; the same command continues")
     if is_main_host():
-        draw.curves(workdir / "curves.png", workdir)
-    return cli.read_metrics(workdir / "metrics.json")
+        draw.curves(workdir)
+    return cli.read_metrics(folder / "metrics.json")
 
 
 def start(params: Arrays, stats: Arrays, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
@@ -279,15 +285,17 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable[[Any], A
     return rate
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+def claim(workdir: epath.Path, config: ConfigDict) -> None:
     """Makes a work directory this experiment's. Raises InputError when it is another's, or cannot be written."""
+    storage.check_bucket(workdir)
     path = workdir / "config.json"
     if path.exists() and (different := config_lib.differences(config, config_lib.from_json(path))):
         raise InputError(f"{workdir} holds another experiment; take another --workdir, or undo: {'; '.join(different)}")
     try:
         if is_main_host():
-            workdir.mkdir(parents=True, exist_ok=True)
-            path.write_text(config_lib.to_json(config) + "\n")
+            with storage.bucket_errors(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+                path.write_text(config_lib.to_json(config) + "\n")
     except OSError as error:
         raise InputError(f"{workdir}: {error.strerror}") from None
 

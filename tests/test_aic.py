@@ -13,7 +13,6 @@ from hrnet_jax import config as config_lib
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import Evaluator
 from hrnet_jax.mesh import create_mesh
-from hrnet_jax.models import Network, abstract_model
 from tests.helpers import REPOSITORY
 
 IMAGES = "aic/ai_challenger_keypoint_train_20170902/keypoint_train_images_20170902"
@@ -40,7 +39,7 @@ def evaluator(shared):
         config.eval.batch_size = 6
         config.eval.use_area = use_area
         config_lib.check(config)
-        return Evaluator(config, Network.of(abstract_model(config.model)), create_mesh())
+        return Evaluator(config, create_mesh())
 
     return create
 

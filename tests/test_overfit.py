@@ -13,7 +13,7 @@ from hrnet_jax import checkpoint
 from hrnet_jax.codecs import Udp
 from hrnet_jax.evaluate import Evaluator
 from hrnet_jax.mesh import create_mesh
-from hrnet_jax.models import Network, create_model, state_dict
+from hrnet_jax.models import Network, abstract_model, create_model, state_dict
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def trained(overfitted):
 
 @pytest.fixture(scope="module")
 def evaluator(trained):
-    return Evaluator(trained.config, Network.of(create_model(trained.config.model)), create_mesh())
+    return Evaluator(trained.config, create_mesh())
 
 
 def test_it_knows_its_people(overfitted, shared):
@@ -66,13 +66,12 @@ def test_a_flip_moved_by_one_cell_lowers_the_ap(trained, evaluator, monkeypatch)
     class Shifted(Udp):
         shift = True  # UDP's maps fit without
 
-    shifted = Evaluator(trained.config, Network.of(create_model(trained.config.model)), create_mesh())
+    shifted = Evaluator(trained.config, create_mesh())
     codec = Shifted(**dataclasses.asdict(shifted.codec))
     from hrnet_jax.evaluate import make_eval_step
 
-    shifted.step = make_eval_step(
-        Network.of(create_model(trained.config.model)), codec, COCO.flip_indices, flip_test=True
-    )
+    network = Network.of(abstract_model(trained.config.model, folded=True))
+    shifted.step = make_eval_step(network, codec, COCO.flip_indices, flip_test=True)
     metrics, _ = shifted(trained.params, trained.stats)
     right, _ = evaluator(trained.params, trained.stats)
     assert metrics["AP"] < right["AP"] - 0.02
@@ -82,7 +81,7 @@ def test_ceiling_and_padding_do_not_touch_the_predictions(trained, evaluator):
     """Eight boxes a batch leave four padding rows; the keypoints stay the same."""
     config = trained.config.copy_and_resolve_references()
     config.eval.batch_size = 8
-    padded = Evaluator(config, Network.of(create_model(config.model)), create_mesh())
+    padded = Evaluator(config, create_mesh())
     ours = {p["id"]: p for p in padded(trained.params, trained.stats)[1]}
     theirs = {p["id"]: p for p in evaluator(trained.params, trained.stats)[1]}
     assert ours.keys() == theirs.keys()

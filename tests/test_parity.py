@@ -19,7 +19,8 @@ from data_pipelines.keypoints import COCO
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.convert import load_torch_state_dict
 from hrnet_jax.evaluate import MEAN, STD, make_eval_step, normalise, to_image
-from hrnet_jax.models import Network, create_model, state_dict
+from hrnet_jax.models import Network, abstract_model, create_model, state_dict
+from hrnet_jax.models.fold import fold
 from hrnet_jax.train import learning_rate, make_train_step, start
 from tests.parity_table import record
 
@@ -169,9 +170,9 @@ def test_training_moves_statistics_and_parameters(golden, training):
 def test_whole_prediction(golden, w32):
     expected = np.load(golden / "predict_w32.npz")
     codec = create_codec(MSRA)
-    params, stats = state_dict(w32)
-    step = make_eval_step(Network.of(w32), codec, COCO.flip_indices, flip_test=True)
-    keypoints, scores = step(params, stats, golden_input(3, 2)[1])
+    network = Network.of(abstract_model({"variant": "w32", "keypoints": "coco"}, folded=True))
+    step = make_eval_step(network, codec, COCO.flip_indices, flip_test=True)
+    keypoints, scores = step(fold(*state_dict(w32)), {}, golden_input(3, 2)[1])
     in_image = to_image(np.asarray(keypoints), expected["input_center"], expected["input_scale"], (256, 192))
     record("whole prediction: keypoints", np.abs(in_image - expected["keypoints_shift"]).max(), 1e-2, " px")
     record("whole prediction: scores", difference(scores, expected["scores_shift"]), 1e-5)

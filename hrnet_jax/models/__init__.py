@@ -14,9 +14,9 @@ from data_pipelines.errors import InputError
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.types import Config
 from hrnet_jax.models.hrnet import VARIANTS, HRNet, Variant
-from hrnet_jax.models.state import Network, fill, state_dict
+from hrnet_jax.models.state import Network, fill, state_dict, unstack
 
-__all__ = ["VARIANTS", "HRNet", "Network", "Variant", "create_model", "fill", "initial_arrays", "state_dict"]
+__all__ = ["VARIANTS", "HRNet", "Network", "Variant", "create_model", "fill", "initial_arrays", "state_dict", "unstack"]
 
 HEAD_STD = 0.001
 
@@ -27,7 +27,8 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
     Args:
       config: `variant` (a name in VARIANTS), `keypoints` (a keypoint set or its name), and optionally
         `maps_per_keypoint` (1; the UDP-combined codec has 3), `dtype` ("float32", or "bfloat16" compute with
-        float32 parameters) and `group_size` (samples over which BatchNorm takes its statistics; None: the batch).
+        float32 parameters), `group_size` (samples over which BatchNorm takes its statistics; None: the batch) and
+        `scan` (False; True runs equal blocks and modules as loops: less to compile, the same results).
       seed: of the initial parameters; each array depends on the seed and its own name only.
 
     Returns:
@@ -43,8 +44,8 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
     return model
 
 
-def abstract_model(config: Config) -> HRNet:
-    """The model of `create_model` with shapes in the place of arrays."""
+def abstract_model(config: Config, folded: bool = False) -> HRNet:
+    """The model of `create_model` with shapes in the place of arrays; `folded` for `hrnet_jax.models.fold`."""
     if config["variant"] not in VARIANTS:
         raise InputError(f"config.model.variant: unknown {config['variant']!r}; there are {', '.join(VARIANTS)}")
     dtype = config.get("dtype", "float32")
@@ -57,6 +58,8 @@ def abstract_model(config: Config) -> HRNet:
             outputs,
             dtype=jnp.dtype(dtype),
             group_size=config.get("group_size"),
+            folded=folded,
+            scan=config.get("scan", False),
             rngs=nnx.Rngs(0),
         )
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 MOMENTUM = 0.9
@@ -18,8 +20,8 @@ class BatchNorm(nnx.Module):
 
     Groups stand for what one GPU of the reference held: with whole groups on a device no communication is needed,
     and a training run means the same thing on any number of devices. The running variance is PyTorch's, unbiased
-    (n / (n - 1)), the normalising one biased; running statistics average over the groups and are float32 whatever
-    the compute type. `use_running_average` follows `model.train()` and `model.eval()`.
+    (n / (n - 1)), the normalising one biased; running statistics average over the groups (`average_groups`) and are
+    float32 whatever the compute type. `use_running_average` follows `model.train()` and `model.eval()`.
 
     Args:
       features: channels.
@@ -37,7 +39,7 @@ class BatchNorm(nnx.Module):
         self.use_running_average = True
 
     def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w features"]:
-        """Returns the normalised input; in training mode also moves the running statistics.
+        """Returns the normalised input; in training mode also moves the running statistics, one set a group.
 
         Raises ValueError when the batch is larger than a group and not a multiple of it.
         """
@@ -46,21 +48,45 @@ class BatchNorm(nnx.Module):
             offset = self.bias[...] - self.mean[...] * gain
             return (x.astype(jnp.float32) * gain + offset).astype(self.dtype)
 
-        batch, h, w, features = x.shape
+        batch, h, w, _ = x.shape
         group = min(self.group_size or batch, batch)
         if batch % group:
             raise ValueError(f"a batch of {batch} does not divide into BatchNorm groups of {group} samples")
-        grouped = x.reshape(batch // group, group, h, w, features).astype(jnp.float32)
-        mean = grouped.mean((1, 2, 3))
-        # One pass over the activations: XLA computes both sums in the same read.
-        var = jnp.maximum(jnp.square(grouped).mean((1, 2, 3)) - jnp.square(mean), 0)
-
+        out, mean, var = _normalise(x, self.scale[...], self.bias[...], group)
         n = group * h * w
-        unbiased = var.mean(0) * (n / max(n - 1, 1))
-        self.mean.set_value(MOMENTUM * self.mean[...] + (1 - MOMENTUM) * mean.mean(0))
-        self.var.set_value(MOMENTUM * self.var[...] + (1 - MOMENTUM) * unbiased)
+        self.mean.set_value(MOMENTUM * self.mean[...] + (1 - MOMENTUM) * mean)
+        self.var.set_value(MOMENTUM * self.var[...] + (1 - MOMENTUM) * var * (n / max(n - 1, 1)))
+        return out
 
-        gain = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
-        offset = self.bias[...] - mean * gain
-        out = grouped * gain[:, None, None, None] + offset[:, None, None, None]
-        return out.reshape(x.shape).astype(self.dtype)
+
+# Of what lies between its input and its output only the statistics are kept for the gradient.
+@functools.partial(
+    jax.checkpoint,
+    policy=jax.checkpoint_policies.save_only_these_names("statistics"),
+    prevent_cse=False,
+    static_argnums=3,
+)
+def _normalise(
+    x: Float[Array, "batch h w features"], scale: Float[Array, " features"], bias: Float[Array, " features"], group: int
+) -> tuple[Float[Array, "batch h w features"], Float[Array, "groups features"], Float[Array, "groups features"]]:
+    """Returns the normalised input, and each group's mean and (biased) variance."""
+    grouped = x.reshape(-1, group, *x.shape[1:]).astype(jnp.float32)
+    mean = checkpoint_name(grouped.mean((1, 2, 3)), "statistics")
+    # One pass over the activations: XLA computes both sums in the same read.
+    square = checkpoint_name(jnp.square(grouped).mean((1, 2, 3)), "statistics")
+    var = jnp.maximum(square - jnp.square(mean), 0)
+    gain = scale * jax.lax.rsqrt(var + EPSILON)
+    offset = bias - mean * gain
+    out = grouped * gain[:, None, None, None] + offset[:, None, None, None]
+    return out.reshape(x.shape).astype(x.dtype), mean, var
+
+
+def average_groups(model: nnx.Module) -> None:
+    """Averages the statistics that a pass in training mode left, [groups, features], over the groups, in place.
+
+    Apart from the pass because groups may lie on several devices: a loop's passes would each communicate.
+    """
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm) and not module.use_running_average:
+            module.mean.set_value(module.mean[...].mean(-2))
+            module.var.set_value(module.var[...].mean(-2))

@@ -14,6 +14,7 @@ implementation, so that a parameter's path here is its name there (`hrnet_jax.mo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -21,7 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hrnet_jax.models.batch_norm import BatchNorm
+from hrnet_jax.models.batch_norm import BatchNorm, average_groups
+from hrnet_jax.models.convolution import conv_general_dilated
+from hrnet_jax.models.repeat import Repeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,20 +63,32 @@ class HRNet(nnx.Module):
       outputs: heatmap channels.
       dtype: compute type of convolutions and activations; parameters, statistics and heatmaps are float32.
       group_size: samples over which BatchNorm takes its training statistics; None for the whole batch.
+      folded: convolutions with biases in the place of convolutions and BatchNorm (`hrnet_jax.models.fold`).
+      scan: whether equal blocks of a branch, and equal modules of a stage, run as loops over stacked arrays.
       rngs: initialises the convolutions (`create_model` replaces what it draws).
     """
 
     def __init__(
-        self, variant: Variant, outputs: int, *, dtype: Any = jnp.float32, group_size: int | None = None, rngs: nnx.Rngs
+        self,
+        variant: Variant,
+        outputs: int,
+        *,
+        dtype: Any = jnp.float32,
+        group_size: int | None = None,
+        folded: bool = False,
+        scan: bool = False,
+        rngs: nnx.Rngs,
     ):
-        self.backbone = Backbone(variant, nn=Layers(dtype, group_size, rngs))
+        self.backbone = Backbone(variant, nn=Layers(dtype, group_size, folded, scan, rngs))
         self.head = Head(variant.width, outputs, dtype, rngs)
 
     def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w outputs"]:
         """Returns heatmaps of normalised RGB images whose height and width are multiples of 32."""
         if images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"input height and width must be multiples of 32, got {images.shape[1:3]}")
-        return self.head(self.backbone(images))
+        heatmaps = self.head(self.backbone(images))
+        average_groups(self)
+        return heatmaps
 
 
 class Head(nnx.Module):
@@ -93,7 +108,7 @@ class Backbone(nnx.Module):
         stem, width = variant.stem, variant.width
         self.conv1, self.bn1 = nn.conv(3, stem, stride=2), nn.norm(stem)
         self.conv2, self.bn2 = nn.conv(stem, stem, stride=2), nn.norm(stem)
-        self.layer1 = nnx.List(Bottleneck(stem if i == 0 else 4 * stem, stem, nn) for i in range(variant.bottlenecks))
+        self.layer1 = nn.repeat(Bottleneck(stem if i == 0 else 4 * stem, stem, nn) for i in range(variant.bottlenecks))
         widths = [width * 2**b for b in range(4)]
         self.transition1 = nnx.List([ConvBN(4 * stem, widths[0], nn), nnx.List([ConvBN(4 * stem, widths[1], nn, 2)])])
         self.stage2 = stage(variant.modules[0], widths[:2], variant.blocks, nn)
@@ -105,8 +120,7 @@ class Backbone(nnx.Module):
     def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w features"]:
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         x = jax.nn.relu(self.bn2(self.conv2(x)))
-        for block in self.layer1:
-            x = block(x)
+        x = self.layer1(x)
 
         branches = [x]
         for transition, modules in (
@@ -116,15 +130,14 @@ class Backbone(nnx.Module):
         ):
             # A new branch starts from the lowest resolution so far.
             branches = [chain(step, branches[min(b, len(branches) - 1)]) for b, step in enumerate(transition)]
-            for module in modules:
-                branches = module(branches)
+            branches = modules(branches)
         return branches[0]
 
 
-def stage(modules: int, widths: list[int], blocks: int, nn: Layers, outputs: int | None = None) -> nnx.List:
+def stage(modules: int, widths: list[int], blocks: int, nn: Layers, outputs: int | None = None) -> Repeat:
     """Exchange modules in a row; the last puts out only the first `outputs` branches (None: all)."""
     last = len(widths) if outputs is None else outputs
-    return nnx.List(
+    return nn.repeat(
         ExchangeModule(widths, blocks, nn, len(widths) if i < modules - 1 else last) for i in range(modules)
     )
 
@@ -133,7 +146,7 @@ class ExchangeModule(nnx.Module):
     """Parallel branches of basic blocks, then every output sums all branches at its resolution."""
 
     def __init__(self, widths: list[int], blocks: int, nn: Layers, outputs: int):
-        self.branches = nnx.List(nnx.List(BasicBlock(width, nn) for _ in range(blocks)) for width in widths)
+        self.branches = nnx.List(nn.repeat(BasicBlock(width, nn) for _ in range(blocks)) for width in widths)
         self.fuse_layers = nnx.List(
             nnx.List(self._path(widths, i, j, nn) for j in range(len(widths))) for i in range(outputs)
         )
@@ -151,7 +164,7 @@ class ExchangeModule(nnx.Module):
         )
 
     def __call__(self, branches: list[Array]) -> list[Array]:
-        branches = [chain(blocks, x) for blocks, x in zip(self.branches, branches, strict=True)]
+        branches = [blocks(x) for blocks, x in zip(self.branches, branches, strict=True)]
         return [
             jax.nn.relu(sum(chain(path, x) for path, x in zip(paths, branches, strict=True)))
             for paths in self.fuse_layers
@@ -235,25 +248,32 @@ def upsample_nearest(x: Float[Array, "batch h w c"], factor: int) -> Float[Array
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Builds the two layers that everything is made of, with the model-wide settings."""
+    """Builds what everything is made of, with the model-wide settings."""
 
     dtype: Any
     group_size: int | None
+    folded: bool
+    scan: bool
     rngs: nnx.Rngs
 
     def conv(self, features: int, out: int, kernel: int = 3, stride: int = 1) -> nnx.Conv:
-        """A convolution without bias, padded like PyTorch's padding=kernel // 2 (not XLA's SAME)."""
+        """A convolution, padded like PyTorch's padding=kernel // 2 (not XLA's SAME)."""
         return nnx.Conv(
             features,
             out,
             (kernel, kernel),
             strides=stride,
             padding=kernel // 2,
-            use_bias=False,
+            use_bias=self.folded,
             dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated if self.scan else jax.lax.conv_general_dilated,
             rngs=self.rngs,
         )
 
-    def norm(self, features: int) -> BatchNorm:
-        """BatchNorm over sample groups."""
-        return BatchNorm(features, dtype=self.dtype, group_size=self.group_size)
+    def norm(self, features: int) -> nnx.Module:
+        """BatchNorm over sample groups, where the convolution has not taken it in."""
+        return Identity() if self.folded else BatchNorm(features, dtype=self.dtype, group_size=self.group_size)
+
+    def repeat(self, modules: Iterable[nnx.Module]) -> Repeat:
+        """Modules in turn."""
+        return Repeat(modules, scan=self.scan)

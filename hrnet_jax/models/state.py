@@ -1,16 +1,22 @@
 """A model's state as flat dictionaries under the reference's names.
 
 `backbone.stage2.0.branches.1.3.conv1.weight` is what that array is called in every published HRNet checkpoint. The
-same names stand in the training state, in checkpoints and in converted and exported folders, so that none of them
-depends on how the modules here are nested. Arrays keep our layout: convolution kernels are [height, width, in, out].
+same names stand in checkpoints and in converted and exported folders, so that none of them depends on how the modules
+here are nested. Arrays keep our layout: convolution kernels are [height, width, in, out].
+
+In memory, a model with loops (`hrnet_jax.models.repeat`) has equal arrays stacked: `backbone.stage3.0:4.conv1.weight`
+would hold `backbone.stage3.0.conv1.weight` to `backbone.stage3.3.conv1.weight` along its first axis. `unstack` and
+`Network.stack` translate.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -22,29 +28,25 @@ _PARTS = {
     **{"conv": "0", "bn": "1"},
     **{"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"},
 }
-
-
-def canonical_name(path: tuple[Any, ...]) -> str:
-    """The reference's name of the variable at an NNX path."""
-    return ".".join(_PARTS.get(str(part), str(part)) for part in path)
+_RANGE = re.compile(r"(?<=\.)(\d+):(\d+)(?=\.)")
 
 
 def state_dict(model: nnx.Module) -> tuple[Arrays, Arrays]:
     """Returns a model's parameters and batch statistics by canonical name."""
-    return _flat(nnx.state(model, nnx.Param)), _flat(nnx.state(model, nnx.BatchStat))
+    return unstack(_flat(nnx.state(model, nnx.Param))), unstack(_flat(nnx.state(model, nnx.BatchStat)))
 
 
 def fill(model: nnx.Module, arrays: Mapping[str, Any], source: str = "the given arrays") -> None:
-    """Sets every parameter and statistic of a model, in place.
+    """Sets every parameter and statistic of a model, in place, from arrays by canonical name.
 
     Raises ValueError with one line that lists all that is missing, unknown or of another shape; nothing is set then.
     """
-    variables = {canonical_name(path): v for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))}
-    if problems := mismatches(arrays, variables):
+    params, stats = state_dict(model)
+    if problems := mismatches(arrays, {**params, **stats}):
         raise ValueError(f"{source} and the model do not fit in {len(problems)} entries: {'; '.join(problems)}")
     filled = [
-        (path, v.replace(jnp.array(arrays[canonical_name(path)])))
-        for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+        (path, variable.replace(jnp.array(_stacked(name_of(path), arrays))))
+        for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
     ]
     nnx.update(model, nnx.from_flat_state(filled))
 
@@ -80,15 +82,89 @@ class Network:
     def __call__(
         self, params: Arrays, stats: Arrays, images: Float[Array, "batch height width 3"], *, train: bool
     ) -> tuple[Float[Array, "batch h w outputs"], Arrays]:
-        """Returns heatmaps and batch statistics; the latter have moved when `train`."""
+        """Returns heatmaps and batch statistics; the latter have moved when `train`.
+
+        Arrays are taken stacked or by canonical name; statistics are returned as they were given.
+        """
         arrays = {**params, **stats}
-        flat = [(path, kind(arrays[canonical_name(path)])) for path, kind in self.variables]
+        flat = [(path, kind(_stacked(name_of(path), arrays))) for path, kind in self.variables]
         model = nnx.merge(self.graph, nnx.from_flat_state(flat))
         # Not model.train(): it also walks attributes for dropout, which HRNet does not have.
-        model.set_attributes(use_running_average=not train)
+        model.set_attributes(use_running_average=not train, raise_if_not_found=False)  # none when folded
         heatmaps = model(images)
-        return heatmaps, _flat(nnx.state(model, nnx.BatchStat))
+        moved = _flat(nnx.state(model, nnx.BatchStat))
+        return heatmaps, moved if moved.keys() == stats.keys() else unstack(moved)
+
+    def stack(self, tree: Any) -> Any:
+        """Stacks arrays as this model's loops take them, in every dictionary by canonical name of a tree.
+
+        A compiled step to which they are given so need not do it itself. Nothing changes for a model without loops.
+        """
+        names = [name_of(path) for path, _ in self.variables]
+        loops = {name: _members(name) for name in names if _RANGE.search(name)}
+
+        def stack(arrays: Arrays) -> Arrays:
+            stacked = {name: _stacked(name, arrays) for name, members in loops.items() if members[0] in arrays}
+            used = {member for name in stacked for member in loops[name]}
+            return {name: self.stack(value) for name, value in arrays.items() if name not in used} | stacked
+
+        return _map_dicts(stack, tree)
+
+
+def unstack(tree: Any) -> Any:
+    """`Network.stack`'s inverse for any model: arrays by canonical name, in every dictionary of a tree."""
+
+    def unstack_dict(arrays: Arrays) -> Arrays:
+        result: Arrays = {}
+        for name, value in arrays.items():
+            if parts := _parts(name):
+                result |= unstack_dict(dict(zip(parts, _unstacked(value, len(parts)), strict=True)))
+            else:
+                result[name] = unstack(value)
+        return result
+
+    return _map_dicts(unstack_dict, tree)
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """The name of the variable at an NNX path: the reference's, or with ranges where arrays are stacked."""
+    return ".".join(_PARTS.get(str(part), str(part)) for part in path)
+
+
+def _parts(name: str) -> list[str]:
+    """The names that the first range of a name stands for."""
+    if not (found := _RANGE.search(name)):
+        return []
+    return [f"{name[: found.start()]}{i}{name[found.end() :]}" for i in range(int(found[1]), int(found[2]))]
+
+
+def _members(name: str) -> list[str]:
+    """The canonical names that a name stands for."""
+    return [member for part in _parts(name) for member in _members(part)] or [name]
+
+
+def _stacked(name: str, arrays: Mapping[str, Any]) -> Any:
+    """The array of a name from those given, stacked if need be."""
+    if name in arrays or not (parts := _parts(name)):
+        return arrays[name]
+    each = [_stacked(part, arrays) for part in parts]
+    if isinstance(each[0], jax.ShapeDtypeStruct):
+        return each[0].update(shape=(len(each), *each[0].shape))
+    return jnp.stack(each)
+
+
+def _unstacked(array: Any, count: int) -> list[Any]:
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return [array.update(shape=array.shape[1:])] * count
+    return [array[i] for i in range(count)]
+
+
+def _map_dicts(function: Callable[[Arrays], Arrays], tree: Any) -> Any:
+    def is_dict(node: Any) -> bool:
+        return isinstance(node, dict)
+
+    return jax.tree.map(lambda node: function(node) if is_dict(node) else node, tree, is_leaf=is_dict)
 
 
 def _flat(state: nnx.State) -> Arrays:
-    return {canonical_name(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
+    return {name_of(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}

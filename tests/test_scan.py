@@ -1,0 +1,143 @@
+"""Equal blocks and modules as loops: the same network, the same names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hrnet_jax import checkpoint, metrics
+from hrnet_jax.codecs import create_codec
+from hrnet_jax.config import load_config
+from hrnet_jax.models import VARIANTS, Network, Variant, abstract_model, create_model, state_dict, unstack
+from hrnet_jax.models.convolution import conv_general_dilated
+from hrnet_jax.train import make_train_step, start, train
+from tests.helpers import REPOSITORY
+
+# Two equal blocks a branch, two equal modules in stage 3; stage 1 has two equal bottlenecks after another first one.
+REPEATS = Variant(width=4, stem=4, bottlenecks=3, modules=(1, 2, 1), blocks=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def repeats():
+    VARIANTS["repeats"] = REPEATS
+    yield
+    del VARIANTS["repeats"]
+
+
+def model_config(scan, group_size=4):
+    return {"variant": "repeats", "keypoints": "coco", "group_size": group_size, "scan": scan}
+
+
+def relative(ours, theirs):
+    return np.linalg.norm(ours - theirs) / (np.linalg.norm(theirs) + 1e-12)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """The state after three steps, by canonical name, and what the steps measured, for both forms."""
+    codec = create_codec({"name": "msra", "input_size": (96, 96), "sigma": 2.0})
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (8, 96, 96, 3), dtype=np.uint8),
+        "keypoints": rng.uniform(8, 88, (8, 17, 2)).astype(np.float32),
+        "visible": np.ones((8, 17), np.float32),
+        "source": np.arange(8, dtype=np.int32) % 2,
+    }
+    results = {}
+    for scan in (False, True):
+        model = create_model(model_config(scan))
+        network, optimizer = Network.of(model), optax.adam(1e-4)
+        params, stats = network.stack(state_dict(model))
+        assert any(":" in name for name in params) == scan
+        state = start(params, stats, optimizer, 0.9)
+        step, measured = make_train_step(network, codec, optimizer, 2, ema_decay=0.9), []
+        for _ in range(3):
+            state, numbers = step(state, batch)
+            measured.append(jax.device_get(numbers))
+        results[scan] = jax.device_get(unstack(state)), measured
+    return results
+
+
+def test_loops_train_like_modules_in_a_row(steps):
+    (plain, numbers), (scan, scan_numbers) = steps[False], steps[True]
+    for ours, theirs in zip(scan_numbers, numbers, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
+    assert scan.params.keys() == plain.params.keys()
+    assert scan.ema["stats"].keys() == plain.ema["stats"].keys()
+    for name, array in plain.stats.items():
+        assert scan.stats[name].shape == array.shape
+        assert relative(scan.stats[name], array) < 1e-4, name
+    for name, array in plain.params.items():
+        assert relative(scan.params[name], array) < 1e-3, name
+    for name, array in plain.opt_state[0].mu.items():
+        assert relative(scan.opt_state[0].mu[name], array) < 1e-3, name
+
+
+def test_stacking_and_back_is_exact():
+    model = create_model(model_config(scan=True))
+    network, plain = Network.of(model), state_dict(model)
+    state = start(*plain, optax.adam(1e-4), 0.9)
+    stacked = network.stack(state)
+    name = "backbone.stage3.0:2.branches.1.0:2.conv1.weight"
+    assert stacked.params[name].shape == (2, 2, 3, 3, 8, 8)
+    np.testing.assert_array_equal(stacked.params[name][1, 0], plain[0]["backbone.stage3.1.branches.1.0.conv1.weight"])
+    assert len(stacked.params) < 0.55 * len(state.params)
+    jax.tree.map(np.testing.assert_array_equal, unstack(stacked), state)
+
+
+def test_names_of_w32_are_the_references():
+    plain, scan = (
+        state_dict(abstract_model({"variant": "w32", "keypoints": "coco", "scan": s})) for s in (False, True)
+    )
+    for ours, theirs in zip(scan, plain, strict=True):
+        assert {name: a.shape for name, a in ours.items()} == {name: a.shape for name, a in theirs.items()}
+
+
+def test_a_stacked_model_predicts_from_canonical_names_too():
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 96, 96, 3)), jnp.float32)
+    outputs = []
+    for scan in (False, True):
+        model = create_model(model_config(scan), seed=3)
+        heatmaps, _ = Network.of(model)(*state_dict(model), images, train=False)
+        outputs.append(heatmaps)
+        np.testing.assert_allclose(model(images), heatmaps, atol=1e-6)
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [((8, 6), 3, 1), ((9, 7), 3, 2), ((8, 6), 3, 2), ((8, 6), 1, 1), ((7, 7), 5, 3)]
+)
+def test_gradients_of_the_convolution(size, kernel, stride):
+    x, w = (
+        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, *size, 4), (kernel, kernel, 4, 5)])
+    )
+    pad = kernel // 2
+
+    def ours(x, w):
+        return jnp.sin(conv_general_dilated(x, w, (stride, stride), ((pad, pad), (pad, pad)))).sum()
+
+    def theirs(x, w):
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, w, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=layout)
+        return jnp.sin(y).sum()
+
+    for a, b in zip(jax.grad(ours, (0, 1))(x, w), jax.grad(theirs, (0, 1))(x, w), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_a_run_with_loops_saves_canonical_names_and_continues(shared, tmp_path):
+    config = load_config(f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal")
+    config.data.root, config.data.eval.boxes = str(shared / "data"), ""
+    config.model.variant, config.model.scan, config.ema, config.codec.input_size = "repeats", True, 0.9, (96, 96)
+    for config.epochs in (1, 2):
+        train(config, tmp_path)
+    steps = [record["step"] for record in metrics.read(tmp_path) if "loss" in record]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 12
+    names = state_dict(abstract_model(model_config(scan=False)))
+    loaded = checkpoint.load(tmp_path)
+    assert "step 12, moving averages" in loaded.origin or "step 6, moving averages" in loaded.origin
+    assert loaded.params.keys() == names[0].keys()
+    assert loaded.stats.keys() == names[1].keys()
