@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import pathlib
+import stat
 from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
+import PIL.ImageFile
 from jaxtyping import UInt8
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from data_pipelines.errors import InputError
 
 # Pipelines run many threads or processes of their own.
 cv2.setNumThreads(0)
+# What OpenCV writes to standard error about a damaged file is said here by an InputError.
+cv2.setLogLevel(0)
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
+# A file of a few kilobytes can claim gigabytes of pixels.
+MAX_MEGAPIXELS = 50.0
+_BYTES_PER_PIXEL = 8  # 16-bit RGBA
+_MAX_SIDE = 32766  # pixels that OpenCV's warp takes
+
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+# By their first bytes. PIL.Image.open knows more formats than OpenCV decodes, and warns by a limit of its own.
+_FORMATS: dict[bytes, type[PIL.ImageFile.ImageFile]] = {
+    _JPEG_START: JpegImageFile,
+    b"\x89PNG": PngImageFile,
+    b"RIFF": WebPImageFile,
+    b"BM": BmpImageFile,
+    **{start: TiffImageFile for start in (b"II*\0", b"MM\0*")},
+    **{b"P%d" % kind: PpmImageFile for kind in range(1, 7)},
+}
 
 
 @runtime_checkable
@@ -88,25 +114,74 @@ class Decoded:
         return self.image, (0, 0)
 
 
-def read_image(path: str | os.PathLike) -> Pixels:
-    """Reads an image as BGR. Raises InputError that names the file when it is missing, truncated or no image."""
+def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
+    """Reads an image as BGR, turned as its EXIF orientation says.
+
+    Args:
+      path: a regular file: JPEG, PNG, WebP, BMP, TIFF or PNM.
+      max_megapixels: larger images are refused before they are decoded.
+
+    Raises:
+      InputError: names the file when it is missing, truncated, too large or no image.
+    """
     try:
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):  # a pipe or a device may have no end
+            raise InputError(f"{path}: not a regular file")
+        if facts.st_size > max_megapixels * 1e6 * _BYTES_PER_PIXEL:
+            raise InputError(f"{path}: {facts.st_size} bytes are more than max_megapixels={max_megapixels:g} can have")
         with open(path, "rb") as file:
             data = file.read()
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    return decode_image(data, path)
+    except ValueError as error:  # a zero byte, or half a surrogate pair
+        raise InputError(f"{str(path)!r}: not a file name ({error})") from None
+    return decode_image(data, path, max_megapixels)
 
 
-def decode_image(data: bytes, name: str | os.PathLike) -> Pixels:
+def decode_image(data: bytes, name: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
     """Decodes an image file's bytes to BGR; `name` is for messages. Raises InputError as `read_image`."""
     # libjpeg fills what is missing of a truncated file with grey and only prints a warning. The end marker cannot
     # occur within a scan, so a whole file has one and no scan begins after the last (a thumbnail has its own).
     if data.startswith(_JPEG_START) and ((end := data.rfind(_JPEG_END)) < 0 or _JPEG_SCAN in data[end:]):
         raise InputError(f"{name}: the JPEG is truncated ({len(data)} bytes without an end marker)")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if size := _size(data):
+        megapixels = size[0] * size[1] / 1e6
+        if megapixels > max_megapixels:
+            raise InputError(
+                f"{name}: {size[1]}x{size[0]} are {megapixels:.1f} megapixels, above max_megapixels={max_megapixels:g}"
+            )
+        if max(size) > _MAX_SIDE:
+            raise InputError(f"{name}: {size[1]}x{size[0]}; neither side can be above {_MAX_SIDE} pixels")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if size else None
     if image is None:
-        raise InputError(f"{name}: not an image that can be decoded ({len(data)} bytes)")
+        raise InputError(
+            f"{name}: not an image that can be decoded ({len(data)} bytes); JPEG, PNG, WebP, BMP, TIFF and PNM can be"
+        )
     return image
+
+
+def check_name(where: str, name: str) -> str:
+    """Returns a file name that a data file gives. Raises InputError when it leads out of the folder it is below."""
+    if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts or "\0" in name:
+        raise InputError(f"{where} {name!r} leaves the image folder")
+    return name
+
+
+def _size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) from an image file's header, not turned; None when there is no sound one."""
+    for start, kind in _FORMATS.items():
+        if data.startswith(start):
+            try:
+                with kind(io.BytesIO(data)) as file:
+                    width, height = file.size
+                    if kind is PngImageFile:
+                        file.verify()  # checksums; libpng would write what is wrong to standard error
+            except Exception:  # Pillow's parsers raise many kinds
+                return None
+            return height, width
+    return None

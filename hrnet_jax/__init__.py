@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hrnet_jax.models import create_model
+    from hrnet_jax.predictor import load
 
-__all__ = ["create_model"]
+__all__ = ["create_model", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from hrnet_jax.models import create_model
 
         return create_model
+    if name == "load":
+        from hrnet_jax.predictor import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

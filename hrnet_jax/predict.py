@@ -1,0 +1,261 @@
+"""Images or a video -> people's keypoints, as JSON and drawn.
+
+    python -m hrnet_jax.predict --checkpoint runs/quickstart --images photos --boxes boxes.json --output runs/photos
+
+writes predictions.json, and drawn/NAME.png for each image or drawn.mp4. --boxes takes a COCO annotation file (the truth
+is drawn beside), a list of detections in COCO's format, a JSON object {file name: [[x, y, width, height], ...]}, or an
+.npy array [N,4] of boxes that are on every image; without it, each image shows one person. docs/predict.md tells more.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import datetime
+import itertools
+import json
+import logging
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import InputError
+from data_pipelines.keypoints import KeypointSet, keypoint_set
+from hrnet_jax import checkpoint, cli, draw
+from hrnet_jax.box_files import BoxFile, read_boxes
+from hrnet_jax.predictor import Person, Predictor, Prepared, config_errors
+from hrnet_jax.shots import Pixels, Shot, Source
+
+FORMAT_VERSION = 1
+
+_REPORT_EVERY = 10.0  # seconds
+
+logger = logging.getLogger(__name__)
+
+
+class Look(NamedTuple):
+    """How pictures are drawn: keypoints above `threshold`, of the truth's keypoint set `labels`, over heatmaps."""
+
+    threshold: float
+    labels: KeypointSet
+    heatmaps: bool = False
+
+
+def predict(
+    predictor: Predictor, source: Source, output: str | os.PathLike, boxes: BoxFile | None, look: Look | None
+) -> tuple[int, int, int]:
+    """Predicts on all images of a source and writes predictions.json and, unless `look` is None, the pictures.
+
+    Returns how many images were predicted on, how many people, and how many images could not be used; each of these is
+    told in a line of the log. Raises InputError when none could be used, or nothing can be written.
+    """
+    output = pathlib.Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    pending: collections.deque[tuple[Shot, list[float], float]] = collections.deque()
+    unusable: list[str] = []
+
+    def leave_out(reason: str) -> None:
+        if source.total == 1 and not source.is_video:
+            raise InputError(reason)
+        unusable.append(reason)
+        logger.warning("left out: %s", reason)
+
+    def prepared() -> Iterator[Prepared]:
+        for shot in source.shots(predictor.max_megapixels, leave_out):
+            xywh, scores = boxes.of(shot.key) if boxes else (None, [1.0])
+            try:
+                item = predictor.prepare(shot.pixels, xywh, name=shot.where, clip=bool(boxes and boxes.annotated))
+            except InputError as error:
+                leave_out(str(error))
+                continue
+            height, width = shot.pixels.shape[:2]
+            shot.record.update({"width": width, "height": height})
+            picture, zoom = shot.pixels, 1.0
+            if max(height, width) > draw.LONGEST:  # those that wait for their answers are kept small
+                picture, zoom = draw.zoomed(picture, draw.LONGEST)
+            pending.append((shot._replace(pixels=picture), scores, zoom))
+            yield item
+
+    head = {
+        "format_version": FORMAT_VERSION,
+        "model": predictor.origin,
+        "keypoints": list(predictor.keypoint_set.names),
+    }
+    images = people_seen = 0
+    progress = _Progress(source.total)
+    with _record_writer(output / "predictions.json", head) as write_record, _picture_writer(output, source) as write:
+        for people in predictor.people(prepared(), heatmaps=bool(look and look.heatmaps)):
+            shot, scores, zoom = pending.popleft()
+            write_record({**shot.record, "people": [_plain(*pair) for pair in zip(people, scores, strict=True)]})
+            if look:
+                truth = boxes.truth.get(shot.key) if boxes else None
+                write(shot.key, _drawn(shot.pixels, zoom, people, truth, predictor.keypoint_set, look))
+            images, people_seen = images + 1, people_seen + len(people)
+            progress.tell(images + len(unusable))
+        if not images:
+            raise InputError(f"{source.path}: none of its {len(unusable)} images could be used")
+    return images, people_seen, len(unusable)
+
+
+def main() -> None:
+    """The command line."""
+    options: cli.Options = {
+        "checkpoint": (None, "work directory, or converted or exported folder"),
+        "images": (None, "image, folder of images (searched all the way down) or video"),
+        "output": (None, "folder for predictions.json and the pictures"),
+        "boxes": ("", "person boxes: annotations, detections, JSON by file name, or .npy; without, the whole image"),
+        "annotations": ("", "COCO annotation file: image ids of --boxes, and the truth to draw beside"),
+        "box_threshold": ("0.3", "leaves out detections with a lower score"),
+        "score_threshold": ("0.3", "leaves out keypoints with a lower score, of the pictures only"),
+        "flip_test": (True, "averages two mirrored views (if config.eval.flip_test does): better, twice the work"),
+        "draw": (True, "writes pictures"),
+        "heatmaps": (False, "draws the heatmaps below the skeletons: twice the work"),
+        "batch_size": ("16", "people that the device is given at a time"),
+        "max_megapixels": ("50", "larger images are refused before they are decoded"),
+    }
+    cli.run(__doc__, options, _predict, lambda values: checkpoint.stored_config(values["checkpoint"]))
+
+
+def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
+    numbers = {
+        name: _number(values, name) for name in ("box_threshold", "score_threshold", "batch_size", "max_megapixels")
+    }
+    source = Source.find(values["images"], pathlib.Path(values["output"]), numbers["max_megapixels"])
+    with config_errors(values["checkpoint"]):
+        labels = keypoint_set(config.data.eval.keypoints)
+        config.eval.flip_test = config.eval.flip_test and values["flip_test"]
+    boxes = None
+    if values["boxes"] or values["annotations"]:
+        path = values["boxes"] or values["annotations"]
+        boxes = read_boxes(path, labels, values["annotations"], numbers["box_threshold"])
+        if source.names and boxes.same is None and not any(boxes.of(name)[0] for name in source.names):
+            raise InputError(f"{path}: has no box on {source.names[0]}, nor on any other image of {source.path}")
+    with config_errors(values["checkpoint"]):
+        trained = checkpoint.load(values["checkpoint"])._replace(config=config)
+    predictor = Predictor(trained, batch_size=int(numbers["batch_size"]), max_megapixels=numbers["max_megapixels"])
+    look = Look(numbers["score_threshold"], labels, values["heatmaps"]) if values["draw"] else None
+    images, people, unusable = predict(predictor, source, values["output"], boxes, look)
+    left_out = f"; {unusable} could not be used, see above" if unusable else ""
+    print(f"{images} images, {people} people: {values['output']}{left_out}")
+
+
+def _number(values: Mapping[str, Any], name: str) -> float:
+    try:
+        number = float(values[name])
+    except ValueError:
+        number = math.nan
+    whole = name == "batch_size"
+    if not math.isfinite(number) or number < 0 or (whole and number != int(number)):
+        raise InputError(f"--{name}={values[name]}: must be {'an integer' if whole else 'a number'}, 0 or more")
+    return number
+
+
+def _drawn(
+    picture: Pixels,
+    zoom: float,
+    people: list[Person],
+    truth: list[np.ndarray] | None,
+    keypoints: KeypointSet,
+    look: Look,
+) -> UInt8[np.ndarray, "a b 3"]:
+    """The picture, `zoom` times as large as the image, with the people, and beside it with the true ones if known."""
+    thickness = max(2, round(max(picture.shape) / 400))
+    ours = picture.copy()
+    if look.heatmaps:
+        for person in people:
+            matrix = person["heatmap_matrix"] / [zoom, zoom, 1]
+            draw.heatmap_overlay(ours, person["heatmaps"], matrix, keypoints)
+    for person in people:
+        draw.skeleton(ours, person["keypoints"] * zoom, person["scores"] > look.threshold, keypoints, thickness)
+    if truth is None:
+        return ours
+    theirs = picture.copy()
+    for points in truth:
+        draw.skeleton(theirs, points[:, :2] * zoom, points[:, 2] > 0, look.labels, thickness)
+    return draw.side_by_side({"annotated": theirs, "predicted": ours})
+
+
+def _plain(person: Person, score: float) -> dict[str, Any]:
+    """A person as JSON: hundredths of a pixel, and four digits of scores."""
+    return {
+        "bbox": np.round(person["bbox"].astype(float), 2).tolist(),
+        "box_score": round(score, 4),
+        "keypoints": np.round(person["keypoints"].astype(float), 2).tolist(),
+        "scores": np.round(person["scores"].astype(float), 4).tolist(),
+    }
+
+
+@contextlib.contextmanager
+def _record_writer(path: pathlib.Path, head: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes a JSON object with one line for each of its `images`; the file is there once all are."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    separators = itertools.chain([""], itertools.repeat(","))
+    try:
+        with partial.open("w") as file:
+            file.write(f'{json.dumps(head)[:-1]}, "images": [')
+            yield lambda record: print(f"{next(separators)}\n{json.dumps(record)}", end="", file=file)
+            file.write("\n]}\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _picture_writer(output: pathlib.Path, source: Source) -> Iterator[Callable[[str, Pixels], None]]:
+    """Writes pictures: drawn/NAME.png, or the frames of drawn.mp4."""
+    if not source.is_video:
+
+        def write(name: str, picture: Pixels) -> None:
+            path = output / "drawn" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw.write_png(path, picture)
+
+        yield write
+        return
+    writer = cv2.VideoWriter()
+
+    def append(name: str, picture: Pixels) -> None:
+        del name
+        if not writer.isOpened():
+            path, codec = str(output / "drawn.mp4"), cv2.VideoWriter.fourcc(*"mp4v")
+            if not writer.open(path, cv2.CAP_FFMPEG, codec, source.frames_a_second, picture.shape[1::-1]):
+                raise InputError(f"{path}: cannot be written")
+        writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    try:
+        yield append
+    finally:
+        writer.release()
+
+
+class _Progress:
+    """Tells how far a run is, every few seconds."""
+
+    def __init__(self, total: int):
+        self._total = total
+        self._first = self._told = 0.0
+        self._known = 0  # images at the first call, before which the step was compiled
+
+    def tell(self, done: int) -> None:
+        now = time.monotonic()
+        if not self._known:
+            self._first = self._told = now
+            self._known = done
+        if now - self._told < _REPORT_EVERY:
+            return
+        self._told = now
+        rate = (done - self._known) / (now - self._first)
+        left = datetime.timedelta(seconds=round(max(self._total - done, 0) / rate)) if self._total else "unknown"
+        logger.info("image %d/%s, %.1f images/s | ETA %s", done, self._total or "?", rate, left)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""Images and person boxes -> keypoints, from Python.
+
+    predictor = hrnet_jax.load("runs/quickstart")
+    people = predictor("photo.jpg", [[120, 80, 90, 220]])[0]  # those of the first image
+    people[0]["keypoints"], people[0]["scores"]
+
+Crops, the compiled step and the way back to the image are those of `hrnet_jax.evaluate`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from data_pipelines import transforms
+from data_pipelines.errors import InputError
+from data_pipelines.images import MAX_MEGAPIXELS, read_image
+from data_pipelines.keypoints import keypoint_set
+from data_pipelines.transforms import View
+from hrnet_jax import checkpoint
+from hrnet_jax import config as config_lib
+from hrnet_jax.codecs import Codec, create_codec
+from hrnet_jax.evaluate import make_eval_step, to_image
+from hrnet_jax.models import Network, abstract_model, state_dict
+from hrnet_jax.models.fold import fold
+from hrnet_jax.models.state import mismatches
+
+BATCH_SIZE = 16
+
+# A path, or uint8 RGB [height, width, 3].
+Image = str | os.PathLike | np.ndarray
+
+# `keypoints` float32 [K,2], (x, y) in image pixels; `scores` float32 [K]; `labels` int64 [K], positions in the keypoint
+# set; `bbox` float32 [4], xywh, as it was given.
+Person = dict[str, np.ndarray]
+
+_FARTHEST = 1e6  # pixels that a box may lie from the image's corner; no image is a tenth as large
+
+
+def load(path: str | os.PathLike, *, batch_size: int = BATCH_SIZE, max_megapixels: float = MAX_MEGAPIXELS) -> Predictor:
+    """Loads a model to predict with.
+
+    Args:
+      path: a work directory (its best checkpoint is taken), or a converted or exported folder.
+      batch_size: how many people the device is given at a time.
+      max_megapixels: larger image files are refused before they are decoded.
+
+    Raises:
+      InputError: when the folder holds no such model, or its config is none that a model can be built from.
+    """
+    with config_errors(path):
+        trained = checkpoint.load(path)
+    return Predictor(trained, batch_size=batch_size, max_megapixels=max_megapixels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image and what to crop of it.
+
+    Attributes:
+      image: uint8 RGB.
+      boxes: xywh in image pixels, as given.
+      views: what the boxes' crops show.
+    """
+
+    image: UInt8[np.ndarray, "height width 3"]
+    boxes: Float[np.ndarray, "n 4"]
+    views: list[View]
+
+
+class Predictor:
+    """A model with its compiled step, on the first device.
+
+    The device is only ever given `batch_size` crops, or one: images of other sizes and other numbers of people are not
+    compiled anew.
+
+    Attributes:
+      config: what the model was trained with.
+      origin: where its weights come from, in words.
+      keypoint_set: names, colours and skeleton of its keypoints.
+      input_size: a crop's (height, width) in pixels.
+    """
+
+    def __init__(
+        self, trained: checkpoint.Trained, *, batch_size: int = BATCH_SIZE, max_megapixels: float = MAX_MEGAPIXELS
+    ):
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: must be 1 or more")
+        self.config, self.origin = trained.config, trained.origin
+        self.batch_size, self.max_megapixels = batch_size, max_megapixels
+        with config_errors(self.origin):
+            config_lib.check(self.config)
+            self.keypoint_set = keypoint_set(self.config.model.keypoints)
+            self._codec = create_codec(self.config.codec)
+            model = abstract_model(self.config.model)
+            flip = self.keypoint_set.flip_indices, bool(self.config.eval.flip_test)
+        params, stats = state_dict(model)
+        if problems := mismatches({**trained.params, **trained.stats}, {**params, **stats}):
+            raise InputError(f"{self.origin}: {len(problems)} arrays do not fit the config, for one: {problems[0]}")
+        network = Network.of(abstract_model({**self.config.model, "scan": False}, folded=True))
+        self.input_size = self._codec.input_size
+        self._step = make_eval_step(network, self._codec, *flip)
+        self._heatmap_step = make_eval_step(network, _undecoded(self._codec), *flip)
+        self._weights = jax.jit(fold)(*jax.device_put((trained.params, trained.stats), jax.local_devices()[0]))
+
+    def __call__(
+        self, images: Image | Sequence[Image], boxes: Any = None, *, heatmaps: bool = False, clip: bool = False
+    ) -> list[list[Person]]:
+        """Finds people's keypoints.
+
+        Args:
+          images: one or several: a path, or uint8 RGB [height, width, 3]. They may differ in size. Files are turned as
+            their EXIF orientation says, and boxes refer to the turned image.
+          boxes: for each image (for one image: of it) xywh in image pixels [N,4], or None for the whole image. They
+            may reach beyond the image, which is black there.
+          heatmaps: adds to each person `heatmaps`, float32 [h,w,K] as the network puts them out, averaged over the
+            two views of the flip test, and `heatmap_matrix` [2,3], the affine map from image pixels to their cells.
+          clip: clips boxes to the image, as the reference does with annotated boxes, and not with a detector's.
+
+        Returns:
+          For each image, for each of its boxes in their order a dict, see `Person`; no box, no person.
+
+        Raises:
+          InputError: names the image (by its number when it is an array), and the box, when one cannot be used.
+        """
+        if isinstance(images, (str, os.PathLike)) or (isinstance(images, np.ndarray) and images.ndim != 4):
+            images, boxes = [images], [boxes]
+        elif not hasattr(images, "__len__"):
+            raise InputError(
+                f"images: {type(images).__name__}, neither an image (a path, or an array) nor a list of them"
+            )
+        elif boxes is None:
+            boxes = [None] * len(images)
+        elif not hasattr(boxes, "__len__") or len(boxes) != len(images):
+            raise InputError(f"boxes: for {len(images)} images a list of so many tables, or None, is needed")
+        pairs = enumerate(zip(images, boxes, strict=True))
+        prepared = (self.prepare(image, b, name=f"image {number}", clip=clip) for number, (image, b) in pairs)
+        return list(self.people(prepared, heatmaps=heatmaps))
+
+    def prepare(self, image: Image, boxes: Any = None, *, name: str = "image", clip: bool = False) -> Prepared:
+        """Reads and checks an image and its boxes, as `__call__` says; `name` is what messages call an array."""
+        if isinstance(image, (str, os.PathLike)):
+            name, image = str(image), read_rgb(image, self.max_megapixels)
+        try:
+            pixels = np.asarray(image)
+        except ValueError as error:
+            raise InputError(f"{name}: no array ({error})") from None
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            raise InputError(f"{name}: {pixels.dtype} {list(pixels.shape)}; an image is uint8 RGB [height, width, 3]")
+        size = pixels.shape[0], pixels.shape[1]
+        if boxes is None:
+            boxes = [[0, 0, size[1], size[0]]]
+        xywh = _checked_boxes(boxes, name)
+        views = [self._view(box, size, clip, f"{name}: box {number}") for number, box in enumerate(xywh)]
+        return Prepared(pixels, xywh, views)
+
+    def people(self, prepared: Iterable[Prepared], *, heatmaps: bool = False) -> Iterator[list[Person]]:
+        """Yields, for each prepared image in turn, its people; the next images are prepared while the device works."""
+        waiting: collections.deque[tuple[np.ndarray, list[View]]] = collections.deque()
+        answers: collections.deque[tuple[np.ndarray, ...]] = collections.deque()
+        crops: list[np.ndarray] = []
+        sent: collections.deque[tuple[int, tuple[Array, ...]]] = collections.deque()
+        for item in prepared:
+            waiting.append((item.boxes, item.views))
+            for view in item.views:
+                matrix = transforms.warp_matrix(view, self.input_size, self._codec.warp)
+                crops.append(transforms.warp_image(item.image, matrix, self.input_size))
+                if len(crops) == self.batch_size:
+                    sent.append(self._send(crops, heatmaps))
+                    crops = []
+                if len(sent) > 1:
+                    answers.extend(self._fetch(*sent.popleft()))
+            yield from self._complete(waiting, answers)
+        if crops:
+            sent.append(self._send(crops, heatmaps))
+        for batch in sent:
+            answers.extend(self._fetch(*batch))
+        yield from self._complete(waiting, answers)
+
+    def _view(self, box: np.ndarray, size: tuple[int, int], clip: bool, where: str) -> View:
+        xyxy = transforms.clip_box(box, size) if clip else np.concatenate([box[:2], box[:2] + box[2:]])
+        beyond = (box[:2] >= size[::-1]).any() or (box[:2] + box[2:] <= 0).any()
+        if beyond or (xyxy[2:] <= xyxy[:2]).any():
+            raise InputError(f"{where}: {box.tolist()} (xywh) lies outside of the image ({size[1]}x{size[0]})")
+        return transforms.view_of_box(xyxy).fix_aspect(self.input_size)
+
+    def _send(self, crops: list[np.ndarray], heatmaps: bool) -> tuple[int, tuple[Array, ...]]:
+        """Starts the device on some crops; returns their number and the answers to come, padded."""
+        padding = [np.zeros_like(crops[0])] * (self.batch_size - len(crops) if len(crops) > 1 else 0)
+        batch = jax.device_put(np.stack(crops + padding), jax.local_devices()[0])
+        answers = self._step(self._weights, {}, batch)
+        if heatmaps:
+            answers += self._heatmap_step(self._weights, {}, batch)[:1]
+        return len(crops), answers
+
+    def _fetch(self, count: int, answers: tuple[Array, ...]) -> Iterator[tuple[np.ndarray, ...]]:
+        arrays = [np.asarray(array)[:count] for array in answers]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise InputError(f"{self.origin}: the network's answers are not finite; its weights are damaged")
+        return zip(*arrays, strict=True)
+
+    def _complete(self, waiting: collections.deque, answers: collections.deque) -> Iterator[list[Person]]:
+        """Takes, and yields the people of, the images for which all answers are there."""
+        while waiting and len(waiting[0][1]) <= len(answers):
+            boxes, views = waiting.popleft()
+            rows = [answers.popleft() for _ in views]
+            yield [self._person(*row) for row in zip(boxes, views, rows, strict=True)]
+
+    def _person(self, box: np.ndarray, view: View, answers: tuple[np.ndarray, ...]) -> Person:
+        keypoints, scores, *maps = answers
+        person = {
+            "keypoints": to_image(keypoints[None], view.center[None], view.scale[None], self.input_size)[0],
+            "scores": scores,
+            "labels": np.arange(len(scores)),
+            "bbox": box,
+        }
+        if maps:
+            person["heatmaps"] = maps[0][..., :: self._codec.maps_per_keypoint]
+            person["heatmap_matrix"] = self._heatmap_matrix(view)
+        return person
+
+    def _heatmap_matrix(self, view: View) -> np.ndarray:
+        crop, cells = np.array(self.input_size[::-1]), np.array(self._codec.heatmap_size[::-1])
+        zoom = (cells - 1) / (crop - 1) if self._codec.warp == "udp" else cells / crop
+        return transforms.warp_matrix(view, self.input_size, self._codec.warp) * zoom[:, None]
+
+
+@contextlib.contextmanager
+def config_errors(where: str | os.PathLike) -> Iterator[None]:
+    """Raises InputError for what a config with missing keys, or values of other types, leads to."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: its config.json does not describe a model ({reason})") from error
+
+
+def read_rgb(path: str | os.PathLike, max_megapixels: float) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads an image file as RGB; raises InputError as `data_pipelines.images.read_image`."""
+    return cv2.cvtColor(read_image(path, max_megapixels), cv2.COLOR_BGR2RGB)
+
+
+def _checked_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:
+    try:
+        array = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name}: boxes are no table of numbers with four columns, xywh") from None
+    if not array.size:
+        return np.zeros((0, 4), np.float32)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise InputError(f"{name}: boxes have the shape {list(array.shape)}; it must be [N, 4], xywh")
+    for number, box in enumerate(array):
+        where = f"{name}: box {number}: {box.tolist()} (xywh)"
+        if not np.isfinite(box).all():
+            raise InputError(f"{where} is not finite")
+        if min(box[2:]) <= 0:
+            raise InputError(f"{where} has no area")
+        if max(abs(box)) > _FARTHEST:
+            raise InputError(f"{where} lies outside of any image")
+    return array.astype(np.float32)
+
+
+def _undecoded(codec: Codec) -> Codec:
+    """A codec that leaves heatmaps as they are, so that the compiled step's way to them can be used as it is."""
+
+    class Undecoded(type(codec)):  # type: ignore[misc]
+        def decode(self, heatmaps: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b c"]]:
+            return heatmaps, heatmaps.max((1, 2))
+
+    return Undecoded(**dataclasses.asdict(codec))

@@ -1,0 +1,512 @@
+"""Prediction: what evaluation finds, from any images and boxes, by programs that are compiled once."""
+
+import json
+import pathlib
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hrnet_jax
+from data_pipelines.errors import InputError
+from data_pipelines.keypoints import AIC, COCO
+from data_pipelines.synthetic import write_dataset
+from eval.coco import METRICS
+from hrnet_jax import checkpoint, draw
+from hrnet_jax.box_files import read_boxes
+from hrnet_jax.config import load_config
+from hrnet_jax.evaluate import Evaluator
+from hrnet_jax.folder import save_folder
+from hrnet_jax.mesh import create_mesh
+from hrnet_jax.models import abstract_model, initial_arrays, state_dict
+from hrnet_jax.predict import Look, predict
+from hrnet_jax.predictor import Predictor, load
+from hrnet_jax.shots import Source
+from tests.helpers import REPOSITORY, run
+
+ANNOTATIONS = "coco/annotations/person_keypoints_val2017.json"
+IMAGES = "coco/val2017"
+LOOK = Look(threshold=0.1, labels=COCO)
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A small synthetic data set."""
+    root = tmp_path_factory.mktemp("people")
+    write_dataset(root, coco_train=1, coco_val=6, aic_train=2, processes=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(people, tmp_path_factory):
+    """A converted folder of an untrained network whose heatmaps have peaks of about 1."""
+    config = load_config(str(REPOSITORY / "configs/quickstart.py"))
+    config.data.root = str(people)
+    config.model.variant = "tiny"
+    config.eval.batch_size = 4
+    config.eval.nms = "none"
+    params, stats = state_dict(abstract_model(config.model))
+    arrays = initial_arrays({**params, **stats}, seed=0)
+    arrays["head.final_layer.weight"] = arrays["head.final_layer.weight"] * 300
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    save_folder(path, config, arrays)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predictor(folder):
+    return load(folder, batch_size=4)
+
+
+def image(height=60, width=80, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 255, (height // 4, width // 4, 3), np.uint8)
+    return cv2.resize(noise, (width, height))
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+# The predictor
+
+
+@pytest.mark.parametrize("boxes", ["", "detected"])
+def test_people_are_where_evaluation_finds_them(folder, predictor, people, boxes):
+    trained = checkpoint.load(folder)
+    if not boxes:
+        trained.config.data.eval.boxes = ""
+    evaluator = Evaluator(trained.config, create_mesh())
+    metrics, predictions = evaluator(trained.params, trained.stats)
+    assert set(METRICS) <= set(metrics)
+    instances = evaluator.data.instances
+    assert len(predictions) == len(instances) > 6
+    for prediction in predictions:
+        row = prediction["id"]
+        ((person,),) = predictor(instances.path(row), instances.bbox[row][None], clip=not boxes)
+        np.testing.assert_allclose(person["keypoints"], prediction["keypoints"], atol=2e-3)
+        np.testing.assert_allclose(person["scores"], prediction["keypoint_scores"], atol=1e-5)
+        np.testing.assert_array_equal(person["bbox"], instances.bbox[row])
+    assert np.ptp([p["keypoints"] for p in predictions]) > 20
+
+
+def test_results_have_the_promised_nesting(predictor, people):
+    assert hrnet_jax.load is load
+    assert predictor.keypoint_set is COCO
+    path = next((people / IMAGES).iterdir())
+    boxes = [[[10, 10, 30, 40], [20.5, 5, 30, 50]], None, np.zeros((0, 4)), []]
+    answers = predictor([image(), str(path), image(90, 50), image()], boxes)
+    assert [len(found) for found in answers] == [2, 1, 0, 0]
+    person = answers[0][1]
+    assert person["keypoints"].shape == (17, 2)
+    assert person["scores"].shape == (17,)
+    assert person["labels"].tolist() == list(range(17))
+    np.testing.assert_array_equal(person["bbox"], [20.5, 5, 30, 50])
+    height, width = cv2.imread(str(path)).shape[:2]
+    assert answers[1][0]["bbox"].tolist() == [0, 0, width, height]
+    assert predictor([], None) == []
+
+
+def test_nobody_depends_on_who_else_is_there(predictor):
+    pictures = [image(60 + 10 * n, 200 - 13 * n, n) for n in range(5)]
+    boxes = [np.array([[5.0 + i, 4, 40 + 3 * i, 50] for i in range(n)]).reshape(-1, 4) for n in (3, 0, 7, 1, 2)]
+    together = predictor(pictures, boxes)
+    alone = [[predictor(p, box[None])[0][0] for box in b] for p, b in zip(pictures, boxes, strict=True)]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a["keypoints"], b["keypoints"], atol=2e-3)
+            np.testing.assert_array_equal(a["bbox"], b["bbox"])
+
+
+def test_other_images_and_numbers_of_people_compile_nothing_anew(predictor):
+    predictor([image(), image()], [[[1, 2, 30, 40]] * 4, [[1, 2, 30, 40]]])
+    for n in (1, 2, 3, 5, 9, 0):
+        predictor([image(20 + n, 30 + 7 * n), image(300, 40)], [[[1, 2, 30, 40]] * n, None])
+    assert predictor._step._cache_size() == 2  # a full batch, and one person
+
+
+def test_images_are_prepared_while_the_device_works(predictor):
+    """Answers come at most two batches late, however many images there are."""
+    prepared = 0
+
+    def count():
+        nonlocal prepared
+        while True:
+            prepared += 1
+            yield predictor.prepare(image(), [[1, 2, 30, 40]])
+
+    answers = predictor.people(count())
+    for n in range(20):
+        assert len(next(answers)) == 1
+        assert prepared <= n + 1 + 2 * predictor.batch_size
+
+
+def test_heatmaps_lie_on_the_keypoints(predictor):
+    (found,) = predictor(image(200, 300), [[50, 20, 90, 160], [10, 10, 40, 40]], heatmaps=True)
+    for person in found:
+        maps, matrix = person["heatmaps"], person["heatmap_matrix"]
+        assert maps.shape == (24, 24, 17)
+        peaks = np.array([np.unravel_index(maps[..., k].argmax(), (24, 24))[::-1] for k in range(17)])
+        cells = person["keypoints"] @ matrix[:, :2].T + matrix[:, 2]
+        # Decoding moves a keypoint by its refinement only, which noise can make large.
+        assert np.median(np.abs(cells - peaks)) < 0.75
+        np.testing.assert_allclose(maps.max((0, 1)), person["scores"], atol=1e-5)
+
+
+def test_rgb_is_rgb(predictor, people):
+    path = next((people / IMAGES).iterdir())
+    pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    from_file, from_array, wrong = (predictor(i)[0][0]["scores"] for i in (path, pixels, pixels[..., ::-1].copy()))
+    np.testing.assert_array_equal(from_file, from_array)
+    assert np.abs(from_file - wrong).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 10, 3), np.uint8),
+        np.zeros((10, 10), np.uint8),
+        np.zeros((10, 10, 4), np.uint8),
+        np.zeros((10, 10, 3), np.float32),
+        np.array("x"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(predictor, array):
+    with pytest.raises(InputError, match=r"image 1: .* an image is uint8 RGB"):
+        predictor([image(), array])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[1, 2, 3, 4], [0, 0, np.nan, 5]], "box 1: .* is not finite"),
+        ([[0, 0, 9, np.inf]], "box 0: .* is not finite"),
+        ([[0, 0, 0, 5]], "has no area"),
+        ([[0, 0, 5, -5]], "has no area"),
+        ([[80, 0, 5, 5]], "box 0: .* lies outside of the image"),
+        ([[10, -9, 5, 9]], "lies outside of the image"),
+        ([[0, 0, 1e300, 5]], "lies outside of any image"),
+        ([[1, 2, 3]], "shape"),
+        ([1, 2, 3, 4], "shape"),
+        ([["a", 2, 3, 4]], "no table of numbers"),
+        ([[1, 2, 3, 4], [1]], "no table of numbers"),
+        ({"a": 1}, "no table of numbers"),
+        (5, "shape"),
+    ],
+)
+def test_bad_boxes_are_named(predictor, boxes, message):
+    with pytest.raises(InputError, match=f"image 0: .*{message}"):
+        predictor(image(), boxes)
+    with pytest.raises(InputError, match="for 2 images a list"):
+        predictor([image(), image()], [None])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=4, max_size=4), st.integers(1, 90), st.integers(1, 90), st.booleans())
+def test_any_box_gives_a_result_or_one_line(predictor, box, height, width, clip):
+    pixels = np.full((height, width, 3), 99, np.uint8)
+    problem = None
+    try:
+        ((person,),) = predictor(pixels, [box], clip=clip)
+    except InputError as error:
+        problem = str(error)
+    if problem is None:
+        assert np.isfinite(person["keypoints"]).all()
+    else:
+        assert "image 0: box 0: " in problem
+        assert "\n" not in problem
+
+
+def test_damaged_models_get_one_line(folder, tmp_path):
+    content = json.loads((folder / "config.json").read_text())
+    for section, key in (("model", "variant"), ("codec", "input_size"), ("data", "warp")):
+        broken = {**content, section: {k: v for k, v in content[section].items() if k != key}}
+        target = tmp_path / f"{section}.{key}"
+        shutil.copytree(folder, target)
+        (target / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(InputError, match=r"config|codec"):
+            load(target)
+    trained = checkpoint.load(folder)
+    trained.params["head.final_layer.bias"] = trained.params["head.final_layer.bias"] + np.nan
+    with pytest.raises(InputError, match="not finite; its weights are damaged"):
+        Predictor(trained)(image())
+    trained.config.model.variant = "small"
+    with pytest.raises(InputError, match="arrays do not fit the config"):
+        Predictor(trained)
+    with pytest.raises(InputError, match="batch_size=0"):
+        Predictor(trained, batch_size=0)
+
+
+# Box files
+
+BOX = [1.0, 2.0, 3.0, 4.0]
+
+
+def test_annotated_boxes_come_with_the_truth(people):
+    file = read_boxes(str(people / ANNOTATIONS), COCO)
+    content = json.loads((people / ANNOTATIONS).read_text())
+    assert file.annotated
+    seen = 0
+    for record in content["images"]:
+        own = [a for a in content["annotations"] if a["image_id"] == record["id"] and not a["iscrowd"]]
+        assert file.of(record["file_name"])[0] == [a["bbox"] for a in own]
+        truth = np.array([a["keypoints"] for a in own]).reshape(-1, 17, 3)
+        np.testing.assert_array_equal(np.array(file.truth[record["file_name"]]).reshape(-1, 17, 3), truth)
+        seen += len(own)
+    assert seen > 6
+    assert file.of("other.jpg") == ([], [])
+
+
+def test_ai_challengers_own_file_is_read(people):
+    (path,) = (people / "aic").rglob("*.json")
+    file = read_boxes(str(path), AIC)
+    (first, *_) = json.loads(path.read_text())
+    boxes, _ = file.of(f"{first['image_id']}.jpg")
+    (x0, y0, x1, y1) = next(iter(first["human_annotations"].values()))
+    assert boxes[0] == [x0, y0, x1 - x0, y1 - y0]
+    assert file.truth[f"{first['image_id']}.jpg"][0].shape == (14, 3)
+
+
+def test_detections_find_their_images(tmp_path):
+    detections = [
+        {"image_id": 139, "bbox": BOX, "score": 0.9, "category_id": 1},
+        {"image_id": 139, "bbox": BOX, "score": 0.2, "category_id": 1},
+        {"image_id": 139, "bbox": BOX, "score": 0.9, "category_id": 18},
+        {"file_name": "cats/a.jpg", "bbox": BOX, "score": 0.5},
+    ]
+    path = write(tmp_path / "detections.json", detections)
+    file = read_boxes(path, COCO, threshold=0.3)
+    assert not file.annotated
+    assert file.of("000000000139.jpg") == ([BOX], [0.9])
+    assert file.of("cats/a.jpg") == ([BOX], [0.5])
+    assert file.of("a.jpg") == ([], [])
+    assert read_boxes(path, COCO).of("139.png") == ([BOX, BOX], [0.9, 0.2])
+    images = [{"id": 139, "file_name": "street.jpg"}, {"id": 7, "file_name": "000000000139.jpg"}]
+    known = write(tmp_path / "annotations.json", {"images": images, "annotations": []})
+    file = read_boxes(path, COCO, annotations=known, threshold=0.3)
+    assert file.of("street.jpg") == ([BOX], [0.9])
+    assert file.of("000000000139.jpg") == ([], [])
+
+
+def test_boxes_by_name_and_the_same_for_all(tmp_path):
+    file = read_boxes(write(tmp_path / "boxes.json", {"a.jpg": [BOX, BOX], "b/c.png": []}), COCO)
+    assert file.of("a.jpg") == ([BOX, BOX], [1.0, 1.0])
+    assert file.of("b/c.png") == file.of("d.png") == ([], [])
+    np.save(tmp_path / "boxes.npy", np.array([BOX]))
+    file = read_boxes(str(tmp_path / "boxes.npy"), COCO)
+    assert file.of("any.jpg")[0].tolist() == [BOX]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "detection 0: not an object"),
+        ('[{"bbox": [1, 2, 3, 4]}]', "'image_id' or a 'file_name'"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": NaN}]', "'score' is nan"),
+        ('[{"file_name": "../a.jpg", "bbox": [1, 2, 3, 4]}]', "leaves the image folder"),
+        ('{"/etc/a.jpg": [[1, 2, 3, 4]]}', "leaves the image folder"),
+        ('{"images": [{"id": 1, "file_name": "a/../../b.jpg"}]}', "images 0 'a/../../b.jpg' leaves"),
+        ('{"images": [{"id": "x", "file_name": "a.jpg"}]}', "'id' is 'x'"),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2}]}',
+            "annotations 0: image_id 2",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "keypoints": [1, 2, 2]}]}',
+            "1 keypoints, not the 17",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "keypoints": [1, 2]}]}',
+            "not a list of",
+        ),
+    ],
+)
+def test_box_files_that_are_none_get_one_line(tmp_path, content, message):
+    path = tmp_path / "boxes.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"boxes.json: .*{message}"):
+        read_boxes(str(path), COCO)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x93NUMPY\x01\x00v\x00{", b"PK\x03\x04", None])
+def test_arrays_that_are_no_boxes_get_one_line(tmp_path, data):
+    path = tmp_path / "boxes.npy"
+    for number, array in enumerate([np.zeros((3, 5)), np.array(["a"] * 4)[None], np.array([[None] * 4])]):
+        if data is None:
+            np.save(path, array)
+        else:
+            path.write_bytes(data + bytes(number))
+        with pytest.raises(InputError, match="boxes.npy: "):
+            read_boxes(str(path), COCO)
+
+
+# Folders, videos, and the command
+
+
+def records(output):
+    content = json.loads((output / "predictions.json").read_text())
+    assert content["keypoints"] == list(COCO.names)
+    return content["images"]
+
+
+def test_a_folder_with_a_broken_image(predictor, people, tmp_path, caplog):
+    photos = tmp_path / "photos"
+    shutil.copytree(people / IMAGES, photos / "inner")
+    (photos / "broken.jpg").write_bytes(b"none")
+    (photos / "notes.txt").write_text("none")
+    names = sorted(p.relative_to(photos).as_posix() for p in photos.rglob("*.jpg"))
+    boxes = {name: [[10, 20, 50, 60], [5, 5, 60, 70]] for name in names[1:-1]} | {names[-1]: [[0, 0, -1, 5]]}
+    file = read_boxes(write(tmp_path / "boxes.json", boxes), COCO)
+
+    output = photos / "found"
+    for _ in range(2):  # its own pictures are not predicted on
+        source = Source.find(photos, output, 50.0)
+        assert list(source.names) == names
+        images, found, unusable = predict(predictor, source, output, file, LOOK)
+        assert (images, found, unusable) == (len(names) - 2, 2 * (len(names) - 2), 2)
+    assert "broken.jpg: not an image" in caplog.text
+    assert f"{names[-1]}: box 0: [0.0, 0.0, -1.0, 5.0] (xywh) has no area" in caplog.text
+
+    written = records(output)
+    assert [record["file"] for record in written] == names[1:-1]
+    for record in written:
+        pixels = cv2.imread(str(photos / record["file"]))
+        assert pixels.shape[:2] == (record["height"], record["width"])
+        expected = predictor(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), boxes[record["file"]])[0]
+        for person, known in zip(record["people"], expected, strict=True):
+            np.testing.assert_allclose(person["keypoints"], known["keypoints"], atol=8e-3)
+            np.testing.assert_allclose(person["scores"], known["scores"], atol=1e-4)
+            np.testing.assert_allclose(person["bbox"], known["bbox"])
+        drawn = cv2.imread(str(output / "drawn" / f"{record['file']}.png"))
+        assert drawn.shape == pixels.shape
+        assert np.abs(drawn.astype(int) - pixels).max() > 100
+
+
+def test_the_truth_is_drawn_beside(predictor, people, tmp_path):
+    source = Source.find(people / IMAGES, tmp_path, 50.0)
+    boxes = read_boxes(str(people / ANNOTATIONS), COCO)
+    predict(predictor, source, tmp_path, boxes, LOOK)
+    record = records(tmp_path)[0]
+    pixels = cv2.imread(str(people / IMAGES / record["file"]))
+    drawn = cv2.imread(str(tmp_path / "drawn" / f"{record['file']}.png"))[-record["height"] :]
+    left, right = drawn[:, : record["width"]], drawn[:, -record["width"] :]
+    points = np.array([p for p in np.concatenate(boxes.truth[record["file"]]) if p[2] > 0])[:, :2].round().astype(int)
+    points = points[(points < pixels.shape[1::-1]).all(1) & (points >= 0).all(1)]
+    changed = [np.abs(side.astype(int) - pixels).max(-1) > 20 for side in (left, right)]
+    assert np.mean([changed[0][y, x] for x, y in points]) > 0.9
+    assert (changed[0] != changed[1]).any()
+
+
+def test_nothing_that_can_be_used_is_an_error(predictor, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    output = tmp_path / "output"
+    with pytest.raises(InputError, match="none of its 2 images could be used"):
+        predict(predictor, Source.find(tmp_path, output, 50.0), output, None, None)
+    with pytest.raises(InputError, match=r"a.jpg: not an image"):
+        predict(predictor, Source.find(tmp_path / "a.jpg", output, 50.0), output, None, None)
+    assert not list(output.iterdir())
+    for path, message in ((tmp_path / "none", "no such file or folder"), (output, "holds no image")):
+        with pytest.raises(InputError, match=message):
+            Source.find(path, tmp_path / "x", 50.0)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Seven frames that a bright square moves through."""
+    path = tmp_path_factory.mktemp("video") / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
+    for n in range(7):
+        frame = np.full((64, 96, 3), 30, np.uint8)
+        frame[20:50, 10 * n : 10 * n + 20] = 230
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_a_video_becomes_records_and_a_video(predictor, video, tmp_path):
+    source = Source.find(video, tmp_path, 50.0)
+    assert (source.total, source.frames_a_second) == (7, 12.0)
+    boxes = read_boxes(write(tmp_path / "b.json", {"0": [[0, 20, 20, 30]], "4": [[1, 2, 50, 60], BOX]}), COCO)
+    assert predict(predictor, source, tmp_path, boxes, Look(0.1, COCO, heatmaps=True)) == (7, 3, 0)
+    written = records(tmp_path)
+    assert [record["frame"] for record in written] == list(range(7))
+    assert [len(record["people"]) for record in written] == [1, 0, 0, 0, 2, 0, 0]
+    assert written[0]["file"] == "clip.avi"
+    drawn = cv2.VideoCapture(str(tmp_path / "drawn.mp4"))
+    frames = [drawn.read()[1] for _ in range(7)]
+    assert not drawn.read()[0]
+    assert drawn.get(cv2.CAP_PROP_FPS) == 12.0
+    assert frames[0].shape == (64, 96, 3)
+    assert [frame[35, 10 * n + 10].mean() > 150 for n, frame in enumerate(frames[1:4])] == [True] * 3
+
+
+def test_videos_that_are_none_get_one_line(video, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(video.read_bytes()[:100])
+    with pytest.raises(InputError, match="broken.mp4: not a video"):
+        Source.find(tmp_path / "broken.mp4", tmp_path, 50.0)
+    with pytest.raises(InputError, match="frames of 96x64, above max_megapixels=0.001"):
+        Source.find(video, tmp_path, 0.001)
+
+
+def test_large_images_are_drawn_small(predictor, tmp_path):
+    cv2.imwrite(str(tmp_path / "wide.png"), image(100, 3000))
+    predict(predictor, Source.find(tmp_path / "wide.png", tmp_path, 50.0), tmp_path / "o", None, LOOK)
+    assert cv2.imread(str(tmp_path / "o/drawn/wide.png.png")).shape == (68, draw.LONGEST, 3)
+    assert records(tmp_path / "o")[0]["width"] == 3000
+
+
+def test_the_command(folder, people, tmp_path):
+    command = ("hrnet_jax.predict", "--checkpoint", folder, "--output", tmp_path, "--images", people / IMAGES)
+    done = run(*command, "--boxes", people / ANNOTATIONS, "--noflip_test", "--config.eval.keypoint_threshold=0.1")
+    assert "6 images" in done.stdout
+    assert len(records(tmp_path)) == 6
+    assert len(list((tmp_path / "drawn").iterdir())) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "{tmp}/none"], "none: no such file or folder"),
+        (["--images", "{images}", "--boxes", "{tmp}/boxes.json"], "boxes.json: has no box on"),
+        (["--images", "{tmp}/broken.jpg"], "broken.jpg: not an image"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_1(folder, people, tmp_path, arguments, message):
+    write(tmp_path / "boxes.json", {"other.jpg": [BOX]})
+    (tmp_path / "broken.jpg").write_bytes(b"none")
+    arguments = [argument.format(tmp=tmp_path, images=people / IMAGES) for argument in arguments]
+    command = ("hrnet_jax.predict", "--checkpoint", folder, "--output", tmp_path / "o", *arguments)
+    done = run(*command, check=False)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    assert message in lines[0]
+    assert not pathlib.Path(tmp_path / "o/predictions.json").exists()
+
+
+# Drawing
+
+
+def test_heatmaps_colour_the_image_where_they_are_high():
+    canvas = np.full((40, 60, 3), 100, np.uint8)
+    maps = np.zeros((10, 15, 17), np.float32)
+    maps[5, 10, COCO.index("left_wrist")] = 1.0
+    draw.heatmap_overlay(canvas, maps, np.array([[0.25, 0, 0], [0, 0.25, 0]]), COCO)
+    expected = 0.4 * 100 + 0.6 * np.array(COCO.colours[COCO.index("left_wrist")])
+    np.testing.assert_allclose(canvas[20, 40], expected, atol=1)
+    assert (canvas[:15] == 100).all()
+    assert (canvas[:, :35] == 100).all()
+
+
+def test_pictures_stand_side_by_side_under_their_names():
+    joined = draw.side_by_side({"a": np.zeros((20, 30, 3), np.uint8), "b": np.full((20, 40, 3), 7, np.uint8)})
+    assert joined.shape == (42, 74, 3)
+    assert (joined[22:, :30] == 0).all()
+    assert (joined[22:, 34:] == 7).all()
+    assert (joined[:22] < 120).any()
