@@ -13,14 +13,16 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 from hrnet_jax import config as config_lib
 
@@ -46,16 +48,22 @@ class Folder(NamedTuple):
 
 def is_folder(path: str | os.PathLike) -> bool:
     """Whether a path is a converted folder."""
-    return (pathlib.Path(path) / MODEL).is_file()
+    return (epath.Path(path) / MODEL).is_file()
 
 
-def save_folder(path: str | os.PathLike, config: ConfigDict, arrays: Mapping[str, np.ndarray]) -> None:
+def save_folder(
+    path: str | os.PathLike,
+    config: ConfigDict,
+    arrays: Mapping[str, np.ndarray],
+    complete: Callable[[pathlib.Path], None] = lambda folder: None,
+) -> None:
     """Writes a folder under a temporary name and then renames it, so that it is whole when it is there.
 
     Args:
       path: a folder that does not exist yet or is empty.
       config: what the model was trained with.
       arrays: parameters and statistics (float32), and `num_batches_tracked`, by canonical name.
+      complete: may add to the folder before it gets its name; when it raises, there will be no folder.
 
     Raises:
       InputError: when the folder has content already, or cannot be written.
@@ -73,6 +81,7 @@ def save_folder(path: str | os.PathLike, config: ConfigDict, arrays: Mapping[str
             # ascontiguousarray would turn scalars into vectors.
             save_file({name: np.array(a, order="C") for name, a in arrays.items()}, partial / MODEL, metadata)
             (partial / MODEL).chmod(0o644)
+            complete(partial)
             partial.replace(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -90,6 +99,8 @@ def check_free(path: pathlib.Path) -> None:
 
 def load_folder(path: str | os.PathLike) -> Folder:
     """Reads a folder. Raises InputError when it is missing, damaged, of another version or no converted folder."""
+    if storage.in_bucket(path):
+        raise InputError(f"{os.fspath(path)}: converted folders are read from disks; copy it to one")
     path = pathlib.Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")

@@ -1,0 +1,291 @@
+"""Checkpoint -> one folder that gives keypoints without any of this code.
+
+    python -m hrnet_jax.export --checkpoint runs/quickstart --output runs/quickstart_export
+
+    OUTPUT/config.json, model.safetensors    a folder that evaluate, predict and config.init take
+    OUTPUT/fold.jaxexport                    arrays -> weights: BatchNorm folded into the convolutions, once
+    OUTPUT/program.jaxexport                 weights, uint8 crops -> keypoints, scores; both for cpu, cuda and tpu
+    OUTPUT/program.json                      what the program takes and gives, and how it was checked
+    OUTPUT/example.py, README.md             from an image and boxes, with jax, numpy, flatbuffers and safetensors alone
+    OUTPUT/SHA256SUMS
+
+Keys of the config that the checkpoint carries can be overridden: `--config.eval.flip_test=False` exports a program of
+half the work. Exit status 2: the program and the live model differ, and nothing was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from jaxtyping import Array, UInt8
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file
+
+from data_pipelines.errors import InputError
+from data_pipelines.json_files import read_json, write_json
+from data_pipelines.keypoints import keypoint_set
+from data_pipelines.synthetic.render import Settings, render_scene
+from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
+from hrnet_jax import checkpoint, cli
+from hrnet_jax import config as config_lib
+from hrnet_jax.codecs import create_codec
+from hrnet_jax.evaluate import make_eval_step
+from hrnet_jax.folder import MODEL, check_free, save_folder
+from hrnet_jax.models import Network, abstract_model, state_dict
+from hrnet_jax.models.fold import fold
+from hrnet_jax.models.state import Arrays
+
+FORMAT_VERSION = 1
+PLATFORMS = ("cpu", "cuda", "tpu")
+FOLD, PROGRAM, FACTS = "fold.jaxexport", "program.jaxexport", "program.json"
+
+_EXAMPLE = pathlib.Path(__file__).with_name("export_example.py")
+
+
+class Deviation(NamedTuple):
+    """By how much a program differs from the live float32 model.
+
+    Attributes:
+      keypoints: at most, in crop pixels.
+      scores: at most, as a fraction of the highest score, or as it is when that is below 1.
+      moved: the share of keypoints that differ by more than their tolerance.
+    """
+
+    keypoints: float
+    scores: float
+    moved: float
+
+
+class Tolerance(NamedTuple):
+    """What is let through: crop pixels, the scores' deviation, and the share of keypoints that may move farther."""
+
+    pixels: float
+    scores: float
+    moved: float
+
+
+# bfloat16 has 8 bits: where a map has two peaks of nearly the same height the other may win.
+TOLERANCE = {"float32": Tolerance(1e-4, 1e-4, 0.0), "bfloat16": Tolerance(1.0, 0.05, 0.1)}
+
+
+def export(trained: checkpoint.Trained, output: str | pathlib.Path, dtype: str = "float32") -> dict[str, Any]:
+    """Exports a model.
+
+    Args:
+      trained: what `hrnet_jax.checkpoint.load` gives: the moving averages when there are any.
+      output: a folder that does not exist yet or is empty; it appears when all in it was checked.
+      dtype: "float32", or "bfloat16" for the program's arithmetic; the stored weights are float32 all the same.
+
+    Returns:
+      The content of program.json.
+
+    Raises:
+      InputError: for a config, dtype or folder that is no good, and weights that give no finite answers.
+      Aborted: when the program, read back from the folder, differs from the live model by more than `TOLERANCE`.
+    """
+    config, output = trained.config, pathlib.Path(output)
+    if dtype not in TOLERANCE:
+        raise InputError(f"--dtype={dtype}: there are {', '.join(TOLERANCE)}")
+    config_lib.check(config)
+    check_free(output)
+    arrays = {name: np.asarray(a, np.float32) for name, a in {**trained.params, **trained.stats}.items()}
+    programs = build(config, dtype)
+    facts = describe(config, dtype, trained.origin)
+    facts["made_with"]["calling_convention_version"] = programs[PROGRAM].calling_convention_version
+
+    def complete(folder: pathlib.Path) -> None:
+        for name, program in programs.items():
+            (folder / name).write_bytes(program.serialize())
+        found, allowed = deviation(folder, trained, dtype), TOLERANCE[dtype]
+        if not (found.scores <= allowed.scores and found.moved <= allowed.moved):  # nor NaN
+            raise cli.Aborted(
+                f"{output}: not written: program and model differ by {found.keypoints:.2g} pixels and "
+                f"{found.scores:.2g} of the scores; {found.moved:.0%} of the keypoints move"
+            )
+        write_json(folder / FACTS, {**facts, "deviation": found._asdict(), "tolerance": allowed._asdict()})
+        (folder / "example.py").write_bytes(_EXAMPLE.read_bytes())
+        (folder / "README.md").write_text(_README.format(**facts))
+        sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.iterdir())]
+        (folder / "SHA256SUMS").write_text("".join(sums))
+
+    save_folder(output, config, arrays, complete)
+    return read_json(output / FACTS)
+
+
+def build(config: ConfigDict, dtype: str) -> dict[str, jax_export.Exported]:
+    """Exports two programs by file name.
+
+    `FOLD`: arrays by canonical name -> weights, BatchNorm folded into convolutions. In a program of its own because XLA
+    on CPUs would do it again for every batch.
+    `PROGRAM`: weights, uint8 crops [b,H,W,3] -> keypoints [b,K,2], scores [b,K]; the evaluation's step. float32 means
+    float32 on every platform, where GPUs and TPUs would by themselves multiply in fewer bits.
+    """
+    params, stats = state_dict(abstract_model(config.model))
+    step = _step(config, dtype, folded=True)
+
+    def folded(arrays: Arrays) -> Arrays:
+        weights = fold({name: arrays[name] for name in params}, {name: arrays[name] for name in stats})
+        return {name: weight.astype(dtype) for name, weight in weights.items()}
+
+    def program(weights: Arrays, crops: UInt8[Array, "b h w 3"]) -> tuple[Array, Array]:
+        return step(weights, {}, crops)
+
+    arrays = {name: jax.ShapeDtypeStruct(a.shape, jnp.float32) for name, a in {**params, **stats}.items()}
+    (batch,) = jax_export.symbolic_shape("batch")
+    crops = jax.ShapeDtypeStruct((batch, *create_codec(config.codec).input_size, 3), jnp.uint8)
+    with _precision(dtype), _no_locations():
+        return {
+            FOLD: jax_export.export(jax.jit(folded), platforms=PLATFORMS)(arrays),
+            PROGRAM: jax_export.export(jax.jit(program), platforms=PLATFORMS)(jax.eval_shape(folded, arrays), crops),
+        }
+
+
+def deviation(folder: pathlib.Path, trained: checkpoint.Trained, dtype: str) -> Deviation:
+    """Compares an exported folder's programs and arrays, as read from disk, with the live model in float32.
+
+    On `check_crops`, as one batch and the first by itself. Decoding a flat map magnifies rounding errors: a keypoint
+    may also move by ten times what it does in the live model when the crop's values change by a millionth.
+
+    Raises InputError when the live model's answers are not finite.
+    """
+    config, crops = trained.config, check_crops(trained.config)
+    live = _step(config, "float32", folded=False)
+    views = [crops * np.float32(1 + change) for change in (0, 1e-6, -1e-6)]
+    with _precision("float32"):
+        answers = jax.device_get(live(trained.params, trained.stats, np.concatenate(views)))
+    if not all(np.isfinite(answer).all() for answer in answers):
+        raise InputError(f"{trained.origin}: the network's answers are not finite; its weights are damaged")
+    keypoints, scores = (answer.reshape(len(views), len(crops), *answer.shape[1:]) for answer in answers)
+    unsteady = np.abs(keypoints[1:] - keypoints[0]).max((0, -1))
+
+    fold_call, program_call = (
+        jax.jit(jax_export.deserialize(bytearray((folder / name).read_bytes())).call) for name in (FOLD, PROGRAM)
+    )
+    weights = fold_call(load_file(folder / MODEL))
+    found = [jax.device_get(program_call(weights, part)) for part in (crops, crops[:1])]
+    found_keypoints, found_scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    again = [*range(len(crops)), 0]
+    off = np.abs(found_keypoints - keypoints[0, again]).max(-1)
+    stays = off <= TOLERANCE[dtype].pixels + 10 * unsteady[again]
+    score_off = np.abs(found_scores - scores[0, again]).max() / max(1, np.abs(scores[0]).max())
+    return Deviation(float(off.max()), float(score_off), float(1 - stays.mean()))
+
+
+def check_crops(config: ConfigDict) -> UInt8[np.ndarray, "3 h w 3"]:
+    """Noise, and two drawn people."""
+    rng = np.random.default_rng(0)
+    codec = create_codec(config.codec)
+    scene = render_scene(rng, (240, 320), Settings(people=(0.0, 0.0, 1.0), truncated=0.0, tiny=0.0, crowd=0.0))
+    crops = [rng.integers(0, 256, (*codec.input_size, 3), np.uint8)]
+    for person in scene.people:
+        x, y, w, h = person.box
+        view = view_of_box(np.array([x, y, x + w, y + h], np.float32)).fix_aspect(codec.input_size)
+        crops.append(warp_image(scene.image, warp_matrix(view, codec.input_size, codec.warp), codec.input_size))
+    return np.stack(crops)
+
+
+def describe(config: ConfigDict, dtype: str, origin: str) -> dict[str, Any]:
+    """What a user of the program must know of it, as JSON."""
+    joints, codec = keypoint_set(config.model.keypoints), create_codec(config.codec)
+    height, width = codec.input_size
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": f"{config.model.variant} {height}x{width} {config.codec.name}",
+        "weights": pathlib.PurePath(origin).name,  # without the folders that it lay in
+        "input": {"size": [height, width], "dtype": "uint8", "layout": "NHWC", "colours": "RGB"},
+        "crop": {
+            "padding": PADDING,
+            "warp": codec.warp,
+            # Between the centres of the outermost pixels, or from edge to edge.
+            "span": [width - 1, height - 1] if codec.warp == "udp" else [width, height],
+        },
+        "keypoints": {
+            "name": joints.name,
+            "names": joints.names,
+            "flip_pairs": joints.flip_pairs,
+            "skeleton": joints.skeleton,
+            "colours": joints.colours,
+            "sigmas": joints.sigmas,
+        },
+        "flip_test": bool(config.eval.flip_test),
+        "dtype": dtype,
+        "platforms": PLATFORMS,
+        "made_with": {"jax": jax.__version__, "hrnet_jax": importlib.metadata.version("hrnet-jax")},
+    }
+
+
+def _step(config: ConfigDict, dtype: str, folded: bool) -> Callable:
+    network = Network.of(abstract_model({**config.model, "dtype": dtype, "scan": False}, folded))
+    flip_indices = keypoint_set(config.model.keypoints).flip_indices
+    return make_eval_step(network, create_codec(config.codec), flip_indices, config.eval.flip_test)
+
+
+def _precision(dtype: str) -> contextlib.AbstractContextManager:
+    return jax.default_matmul_precision("highest" if dtype == "float32" else "default")
+
+
+@contextlib.contextmanager
+def _no_locations() -> Iterator[None]:
+    """Keeps the paths of source files out of programs, so that equal models are equal files anywhere."""
+    before = getattr(jax.config, "jax_traceback_in_locations_limit")  # noqa: B009 (not declared to type checkers)
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
+
+
+_README = """\
+# {model}, {keypoints[name]} keypoints
+
+    pip install jax numpy flatbuffers safetensors pillow
+    python example.py photo.jpg 120,80,90,220
+
+prints a line of JSON a person; the argument is a box: x, y, width, height in pixels. `Model` in example.py does the
+same from Python, on CPU, GPU or TPU, and shows all that there is to it:
+
+1. A box grows to the crop's aspect ratio and by `crop.padding`: it has a center and a scale (width, height). Pixel p of
+   the crop is image pixel center + (p - span / 2) * scale / span, bilinear, black outside, with `crop.span` (x, y).
+2. fold.jaxexport turns the arrays of model.safetensors into weights, with BatchNorm folded into convolutions. With
+   these program.jaxexport turns uint8 RGB crops [b, {input[size][0]}, {input[size][1]}, 3] into keypoints [b, K, 2],
+   (x, y) in the crop's pixels, and scores [b, K]: normalisation, flip test ({flip_test}) and decoding are part of it.
+   Arithmetic is {dtype}.
+3. Keypoint k is image pixel center + (k / size - 1 / 2) * scale, with the crop's size (width, height).
+
+The rest is in program.json. Made with jax {made_with[jax]}; JAX promises that releases of the six months after read it.
+`sha256sum --check SHA256SUMS` tells whether the files are whole. config.json and model.safetensors are also what
+hrnet_jax evaluates and trains on.
+"""
+
+
+def main() -> None:
+    """The command line."""
+    options: cli.Options = {
+        "checkpoint": (None, "work directory, or converted folder"),
+        "output": (None, "new folder"),
+        "dtype": ("float32", f"the program's arithmetic: {' or '.join(TOLERANCE)}"),
+    }
+    cli.run(__doc__, options, _export, lambda values: checkpoint.stored_config(values["checkpoint"]))
+
+
+def _export(values: Mapping[str, Any], config: ConfigDict) -> None:
+    trained = checkpoint.load(values["checkpoint"])
+    facts = export(trained._replace(config=config), values["output"], values["dtype"])
+    found = facts["deviation"]
+    print(
+        f"{values['checkpoint']} ({trained.origin}) -> {values['output']}; off the float32 model by at most "
+        f"{found['keypoints']:.2g} px, {found['scores']:.2g} of the scores"
+    )
+
+
+if __name__ == "__main__":
+    main()

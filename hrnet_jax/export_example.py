@@ -1,0 +1,102 @@
+"""Keypoints of the people in an image, by the model exported to this folder and without the code that trained it.
+
+    python example.py photo.jpg 120,80,90,220        # one person; more boxes: more arguments, x,y,width,height
+
+    model = Model("path/to/this/folder")
+    keypoints, scores = model(image, boxes)
+
+Needs jax, numpy, flatbuffers and safetensors, and Pillow to read image files. What the numbers in program.json mean
+is told in README.md.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax import export
+from safetensors.numpy import load_file
+
+
+class Model:
+    """The exported model: an image and boxes -> keypoints."""
+
+    def __init__(self, folder):
+        folder = pathlib.Path(folder)
+        self.facts = json.loads((folder / "program.json").read_text())
+        fold, self.program = (
+            jax.jit(export.deserialize(bytearray((folder / name).read_bytes())).call)
+            for name in ("fold.jaxexport", "program.jaxexport")
+        )
+        self.weights = fold(load_file(folder / "model.safetensors"))
+
+    def __call__(self, image, boxes):
+        """Finds the keypoints of some people.
+
+        Args:
+          image: uint8 RGB [height, width, 3].
+          boxes: one row a person, x, y, width, height in image pixels; they may reach beyond the image.
+
+        Returns:
+          keypoints [people, K, 2], (x, y) in image pixels, pixel centres at integers; scores [people, K].
+        """
+        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        centers = boxes[:, :2] + boxes[:, 2:] / 2
+        scales = np.stack([self.crop_scale(*box[2:]) for box in boxes])
+        crops = np.stack([self.crop(image, *view) for view in zip(centers, scales, strict=True)])
+        # Every number of crops is compiled once: powers of two keep these few.
+        filler = (1 << (len(crops) - 1).bit_length()) - len(crops)
+        crops = np.concatenate([crops, np.zeros((filler, *crops.shape[1:]), np.uint8)])
+        keypoints, scores = jax.device_get(self.program(self.weights, crops))
+        height, width = self.facts["input"]["size"]
+        keypoints = keypoints[: len(boxes)] / np.array([width, height], np.float32)
+        return keypoints * scales[:, None] + (centers - scales / 2)[:, None], scores[: len(boxes)]
+
+    def crop_scale(self, width, height):
+        """The (width, height) in image pixels that a crop shows of a box: a margin, and the crop's aspect ratio."""
+        size = self.facts["input"]["size"]
+        ratio = size[1] / size[0]
+        width = max(width, height * ratio) * self.facts["crop"]["padding"]
+        return np.array([width, width / ratio], np.float32)
+
+    def crop(self, image, center, scale):
+        """Cuts a crop out of an image: bilinear, black outside."""
+        height, width = self.facts["input"]["size"]
+        span_x, span_y = self.facts["crop"]["span"]
+        x0, x1, along_x = _samples(center[0], scale[0], width, span_x, image.shape[1])
+        y0, y1, along_y = _samples(center[1], scale[1], height, span_y, image.shape[0])
+        image = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+        above = _mix(image[np.ix_(y0, x0)], image[np.ix_(y0, x1)], along_x[:, None])
+        below = _mix(image[np.ix_(y1, x0)], image[np.ix_(y1, x1)], along_x[:, None])
+        return np.rint(_mix(above, below, along_y[:, None, None])).astype(np.uint8)
+
+
+def _samples(center, scale, count, span, length):
+    """Where a crop's rows or columns lie in an image with a border of one pixel: neighbours and a fraction."""
+    position = center + (np.arange(count) - span / 2) * (scale / span)
+    position = np.clip(position, -1, length) + 1
+    low = np.minimum(position.astype(int), length)
+    return low, low + 1, position - low
+
+
+def _mix(a, b, way):
+    return a * (1 - way) + b * way
+
+
+def main():
+    """The command line."""
+    from PIL import Image, ImageOps
+
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    model = Model(pathlib.Path(__file__).parent)
+    image = np.asarray(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"))
+    keypoints, scores = model(image, [[float(number) for number in box.split(",")] for box in sys.argv[2:]])
+    for points, values in zip(keypoints, scores, strict=True):
+        people = zip(model.facts["keypoints"]["names"], points, values, strict=True)
+        print(json.dumps({name: [*map(float, point), float(score)] for name, point, score in people}))
+
+
+if __name__ == "__main__":
+    main()
