@@ -1,0 +1,260 @@
+"""A work directory -> one HTML page.
+
+    python -m hrnet_jax.report runs/quickstart
+
+writes `report.html` into it: AP with its conditions, curves, speed, what kinds of mistakes there are, the worst
+predictions drawn, and the config. The page needs no network and no scripts. `--config.data.root=DATA` says where the
+data is now. The output folder of an evaluation is reported too; when it is no part of a work directory, `--checkpoint`
+names the model that was evaluated, whose config says which data that was.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from data_pipelines import storage
+from data_pipelines.errors import InputError
+from data_pipelines.json_files import read_json
+from eval.coco import METRICS
+from hrnet_jax import checkpoint, cli
+from hrnet_jax import config as config_lib
+from hrnet_jax import metrics as metric_files
+from hrnet_jax.report_errors import EXPLANATION, mistakes
+from hrnet_jax.report_page import Html, chart, note, page, table, tag
+
+_SUMMED = ("loss", "learning_rate", "gradient_norm")
+# Folders of a work directory in which no evaluation is looked for, and how deep it is.
+_OTHERS = {"checkpoints", "best", "cache", "tensorboard", "profile", "metrics"}
+_DEPTH = 3
+
+Records = list[dict[str, float]]
+
+
+class Evaluation(NamedTuple):
+    """A metrics.json: what its folder is called, where it is, and the content."""
+
+    name: str
+    folder: epath.Path
+    metrics: dict[str, Any]
+
+
+def report(workdir: str | os.PathLike, output: str | os.PathLike = "", *, config: ConfigDict | None = None) -> str:
+    """Writes the page and returns where.
+
+    Args:
+      workdir: a run, finished or not, or the output folder of `hrnet_jax.evaluate`.
+      output: an HTML file; `report.html` in the work directory if empty.
+      config: the experiment; read from the work directory if None.
+
+    Raises:
+      InputError: the folder is neither, one of its files is damaged, or the page cannot be written.
+    """
+    config = stored_config(workdir) if config is None else config
+    path = epath.Path(output or epath.Path(workdir) / "report.html")
+    html = build(workdir, config)
+    try:
+        with storage.bucket_errors(path):
+            path.write_bytes(html.encode(errors="replace"))  # names may hold what is no character
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    return str(path)
+
+
+def stored_config(workdir: str | os.PathLike, model: str | os.PathLike = "") -> ConfigDict:
+    """The config of a work directory, else that of the `model`; empty when all there is is an evaluation.
+
+    Raises InputError when the folder is neither a work directory nor the output of an evaluation.
+    """
+    storage.check_bucket(workdir)
+    folder = epath.Path(workdir)
+    if not folder.is_dir():
+        raise InputError(f"{workdir}: no such folder; WORKDIR is what training or evaluation wrote")
+    if (folder / "config.json").exists():
+        return config_lib.from_json(folder / "config.json")
+    if not (folder / "metrics.json").exists():
+        raise InputError(f"{workdir}: neither a work directory (no config.json) nor an evaluation (no metrics.json)")
+    return checkpoint.stored_config(model) if model else ConfigDict()
+
+
+def build(workdir: str | os.PathLike, config: ConfigDict) -> str:
+    """The page of a work directory as text. Raises InputError when a file in it is damaged."""
+    folder = epath.Path(workdir)
+    name = storage.absolute(folder).name
+    records, evaluations = _records(folder), list(_evaluations(folder, name))
+    content = [tag("h1", name), tag("p", _described(config), class_="soft"), _overview(folder, records, evaluations)]
+    content += _results(evaluations)
+    if records:
+        content += [tag("h2", "Curves"), _curves(records), tag("h2", "Speed"), _speed(records)]
+    if evaluations:
+        content += [tag("h2", "Mistakes"), tag("p", EXPLANATION, class_="soft")]
+    for found in evaluations:
+        content += [tag("h3", found.name), *mistakes(found.folder, found.metrics, config)]
+    if config:
+        content.append(tag("details", tag("summary", "Config"), tag("pre", config_lib.to_json(config))))
+    return page(f"{name}: report", *content)
+
+
+def _records(folder: epath.Path) -> Records:
+    """What was logged, numbers only."""
+    try:
+        lines = list(metric_files.read(folder))
+    except UnicodeDecodeError:
+        raise InputError(f"{folder / 'metrics.jsonl'}: not text in UTF-8") from None
+    records = []
+    for line in lines:
+        if isinstance(line, dict) and _is_number(line.get("step")) and 0 <= line["step"] < 1e12:
+            records.append({key: float(value) for key, value in line.items() if _is_number(value)})
+    return records
+
+
+def _evaluations(folder: epath.Path, name: str, depth: int = _DEPTH) -> Iterator[Evaluation]:
+    """All evaluations of a folder and of those in it."""
+    if (folder / "metrics.json").exists():
+        metrics = read_json(folder / "metrics.json")
+        if isinstance(metrics, dict) and all(_is_number(metrics.get(key)) for key in METRICS):
+            yield Evaluation(name, folder, metrics)
+    for inner in sorted(folder.iterdir()) if depth else ():
+        if inner.name not in _OTHERS and inner.is_dir():
+            yield from _evaluations(inner, f"{name}/{inner.name}", depth - 1)
+
+
+def _described(config: ConfigDict) -> str:
+    """The experiment in a line, as far as the config tells."""
+    try:
+        height, width = config.codec.input_size
+        parts = [f"HRNet {config.model.variant}", f"{height}x{width}", config.codec.name, f"{config.epochs} epochs"]
+        return ", ".join([*parts, f"batches of {config.batch_size}", f"trained on {' + '.join(config.data.train)}"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return ""
+
+
+def _overview(folder: epath.Path, records: Records, evaluations: list[Evaluation]) -> Html:
+    rows: list[tuple[str, object]] = []
+    measured = [record for record in records if "eval/AP" in record]
+    if measured:
+        best = max(measured, key=lambda record: record["eval/AP"])
+        rows.append(("Best AP", f"{_ap(best['eval/AP'])} at step {best['step']:,.0f}"))
+    elif not evaluations:
+        rows.append(("Best AP", "nothing was evaluated yet"))
+    if last := _last(records, "loss"):
+        rows.append(("Logged", f"up to step {records[-1]['step']:,.0f}; loss {last:.3g}"))
+    steps = {name: _steps(folder / name) for name in ("checkpoints", "best")}
+    if any(steps.values()) or records:
+        kept = ", ".join(f"{step:,}" for step in steps["checkpoints"]) or "none"
+        best_kept = "".join(f"; the best at {step:,}" for step in steps["best"])
+        rows.append(("Checkpoints at steps", kept + best_kept))
+    for key, title in (("skipped", "Skipped steps (not finite)"), ("unreadable", "Unreadable samples (replaced)")):
+        if (count := _last(records, key)) is not None:
+            rows.append((title, tag("strong", f"{count:,.0f}") if count else "0"))
+    if rates := _values(records, "samples_per_second"):
+        rows.append(("Samples per second", f"{statistics.median(rates):,.0f} (median of the log's {len(rates)} lines)"))
+    if waits := _values(records, "data_wait"):
+        rows.append(("Waiting for data", f"{statistics.fmean(waits):.1%} of the time (mean of the log's lines)"))
+    return table((), rows, kind="text") if rows else Html("")
+
+
+def _results(evaluations: list[Evaluation]) -> list[Html]:
+    if not evaluations:
+        text = "Nothing was evaluated yet: training does every config.eval.every_epochs, hrnet_jax.evaluate any time."
+        return [tag("h2", "Results"), note(text)]
+    numbers = [[found.name, *(_ap(found.metrics[key]) for key in METRICS)] for found in evaluations]
+    keys = dict.fromkeys(key for found in evaluations for key in found.metrics if key not in METRICS)
+    conditions = [[key, *(found.metrics.get(key, "") for found in evaluations)] for key in keys]
+    names = [found.name for found in evaluations]
+    return [
+        tag("h2", "Results"),
+        table(["folder", *METRICS], numbers),
+        tag("h3", "Measured under"),
+        table(["", *names], conditions, kind="text"),
+    ]
+
+
+def _curves(records: Records) -> Html:
+    losses = {key: _points(records, key) for record in records for key in record if key.startswith("loss/")}
+    losses = {"loss": _points(records, "loss"), **losses} if len(losses) != 1 else losses
+    scores = {name: _points(records, f"eval/{name}") for name in ("AP", "AP50", "AR")}
+    return tag(
+        "div",
+        chart("Loss", losses, log=True),
+        chart("Evaluation", {name: [p for p in points if p[1] >= 0] for name, points in scores.items()}, limits=(0, 1)),
+        chart("Learning rate", {"learning rate": _points(records, "learning_rate")}),
+        chart("Gradient norm", {"gradient norm": _points(records, "gradient_norm")}, log=True),
+        class_="grid",
+    )
+
+
+def _speed(records: Records) -> Html:
+    shares = {"waiting for data": "data_wait", "steps, of all time (goodput)": "goodput"}
+    charts = [
+        chart("Samples per second", {"samples per second": _points(records, "samples_per_second")}),
+        chart("Share of the time", {n: _points(records, key) for n, key in shares.items()}, limits=(0, 1)),
+    ]
+    for key, title in (
+        ("skipped", "Skipped steps"),
+        ("unreadable", "Unreadable samples"),
+        ("device_memory_gib", "Device memory, peak, GiB"),
+    ):
+        if any(_values(records, key)):
+            charts.append(chart(title, {title: _points(records, key)}))
+    return tag("div", *charts, class_="grid")
+
+
+def _points(records: Records, key: str) -> list[tuple[float, float]]:
+    return [(record["step"], record[key]) for record in records if key in record]
+
+
+def _values(records: Records, key: str) -> list[float]:
+    return [value for _, value in _points(records, key)]
+
+
+def _last(records: Records, key: str) -> float | None:
+    return next((record[key] for record in reversed(records) if key in record), None)
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """The checkpoints' steps."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+
+
+def _ap(number: float) -> str:
+    return f"{number:.3f}" if number >= 0 else "n/a"
+
+
+def _is_number(value: Any) -> bool:
+    # Python's integers may be larger than any float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and (abs(value) < 1e300 or value != value)
+
+
+def main() -> None:
+    """The command line."""
+    options: cli.Options = {
+        "workdir": (None, "folder of the run; also the first argument without a name"),
+        "output": ("", "the HTML file; report.html in the folder if not given"),
+        "checkpoint": ("", "for a folder without a config: work directory or converted folder of the model"),
+    }
+    sys.argv[1:] = _with_workdir_named(sys.argv[1:])
+    cli.run(__doc__, options, _report, lambda values: stored_config(values["workdir"], values["checkpoint"]))
+
+
+def _with_workdir_named(arguments: list[str]) -> list[str]:
+    """The arguments with the first that is neither a flag nor a flag's value as `--workdir`."""
+    for i, argument in enumerate(arguments):
+        before = arguments[i - 1] if i else ""
+        if not argument.startswith("-") and not (before.startswith("-") and "=" not in before):
+            return [*arguments[:i], f"--workdir={argument}", *arguments[i + 1 :]]
+    return arguments
+
+
+def _report(values: Mapping[str, Any], config: ConfigDict) -> None:
+    print(report(values["workdir"], values["output"], config=config))
+
+
+if __name__ == "__main__":
+    main()

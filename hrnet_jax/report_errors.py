@@ -1,0 +1,187 @@
+"""What an evaluation got wrong, for a report: kinds of mistakes, keypoint by keypoint, and the worst ones drawn."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from data_pipelines import transforms
+from data_pipelines.annotations import coco_annotations
+from data_pipelines.errors import InputError
+from data_pipelines.instances import Instances
+from data_pipelines.json_files import read_json
+from data_pipelines.keypoints import keypoint_set
+from data_pipelines.pipeline import EvalData
+from eval.breakdown import KINDS, MATCH, Breakdown, diagnose
+from hrnet_jax.draw import skeleton
+from hrnet_jax.report_page import Html, bar, legend, note, picture, table, tag
+
+_DRAWN = 12  # people
+_TILE = (280, 210)  # height and width in pixels
+_PADDING = 1.5  # of the boxes that are drawn
+_GAP = 4  # pixels between prediction and truth
+_CLOSE = 0.1  # of the square root of the area: the distance of a keypoint that counts as found
+
+_COLOURS = {kind: f"var(--{kind})" for kind in KINDS}
+
+EXPLANATION = (
+    "Kinds of keypoints after Ronchi & Perona, “Benchmarking and Error Diagnosis in Multi-Instance Pose Estimation” "
+    "(ICCV 2017). What a keypoint is most similar to decides, by its term of OKS, s: its own place (good from 0.85, "
+    "jitter from 0.5), the person's other side (inversion), another person's keypoint (swap) or, below 0.5, nothing "
+    "(miss). In the tables, similarity is the mean s to its own place; distance the median, in % of the square root of "
+    f"the person's area; within {_CLOSE:.0%} the share that is no farther than that."
+)
+
+
+def mistakes(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDict) -> list[Html]:
+    """What keypoints.json of a folder got wrong; where that cannot be told, a remark that says why.
+
+    Args:
+      folder: an evaluation's output.
+      metrics: its metrics.json.
+      config: says where annotations and images are; may be empty.
+    """
+    try:
+        breakdown = _breakdown(folder, metrics, config)
+    except InputError as error:
+        return [note(f"Not told: {error}")]
+    counts = breakdown.counts()
+    matched = int(breakdown.matched.sum())
+    text = (
+        f"{matched:,} of {len(breakdown):,} people have a prediction (OKS of at least {MATCH:g}); "
+        f"{breakdown.extra:,} predictions are nobody's. Those people have {counts.sum():,} labelled keypoints:"
+    )
+    content = [tag("p", text)]
+    if counts.sum():
+        shares = dict(zip(KINDS, (counts.sum(0) / counts.sum()).tolist(), strict=True))
+        content.append(bar(shares, _COLOURS, large=True))
+        content.append(legend({f"{kind} {shares[kind]:.1%}": _COLOURS[kind] for kind in KINDS}))
+        content.append(table(*_by_keypoint(breakdown), total=True))
+    return [*content, *_worst(breakdown, config)]
+
+
+def _breakdown(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDict) -> Breakdown:
+    if not config:
+        raise InputError(
+            "there is no config.json that says where the annotations are; --checkpoint names the model's folder"
+        )
+    try:
+        source, root, use_area = config.data.eval, config.data.root, config.eval.use_area
+        path = os.path.join(root, source.annotations)
+        labels = keypoint_set(source.keypoints)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"the config does not say where the annotations are ({error})") from None
+    name = pathlib.PurePath(path).name
+    if metrics.get("annotations", name) != name:
+        raise InputError(
+            f"measured on {metrics['annotations']}, but config.data.eval.annotations is {name}; a report of this "
+            "folder alone can be given the other by --config.data.eval.annotations and --checkpoint"
+        )
+    results = read_json(folder / "keypoints.json")
+    if not isinstance(results, list):
+        raise InputError(f"{folder / 'keypoints.json'}: not a COCO results file, which is a list of detections")
+    truth = coco_annotations(path, labels)
+    return diagnose(truth, results, keypoint_set=labels, use_area=bool(metrics.get("use_area", use_area)))
+
+
+def _by_keypoint(breakdown: Breakdown) -> tuple[list[object], list[list[object]]]:
+    """Head and rows of the table; the last row is of all keypoints."""
+    counts = breakdown.counts()
+    columns = [*range(len(breakdown.joints)), slice(None)]
+    names = [*breakdown.joints.names, "all"]
+    rows: list[list[object]] = []
+    for name, column in zip(names, columns, strict=True):
+        known = breakdown.kinds[:, column] >= 0
+        similarity, distance = breakdown.similarity[:, column][known], breakdown.distance[:, column][known]
+        count = np.atleast_2d(counts[column]).sum(axis=0)
+        if not known.any():
+            rows.append([name, 0, *[""] * (4 + len(KINDS))])
+            continue
+        shares = dict(zip(KINDS, (count / count.sum()).tolist(), strict=True))
+        rows.append(
+            [
+                name,
+                f"{count.sum():,}",
+                f"{similarity.mean():.3f}",
+                f"{100 * np.median(distance):.1f}",
+                f"{(distance <= _CLOSE).mean():.1%}",
+                *(f"{share:.1%}" for share in shares.values()),
+                bar(shares, _COLOURS),
+            ]
+        )
+    return ["keypoint", "labelled", "similarity", "distance", f"within {_CLOSE:.0%}", *KINDS, ""], rows
+
+
+def _worst(breakdown: Breakdown, config: ConfigDict) -> Iterator[Html]:
+    """People with the lowest OKS among those whom there is a prediction for."""
+    rows = np.flatnonzero(breakdown.detections >= 0)
+    rows = rows[np.argsort(breakdown.oks[rows], kind="stable")[:_DRAWN]]
+    if not len(rows):
+        yield tag("p", "There is no prediction near an annotated person.")
+        return
+    try:
+        instances = _instances(config)
+    except InputError as error:
+        yield note(f"Not drawn, for the images cannot be read: {error}")
+        return
+    yield tag(
+        "p",
+        "The lowest OKS of people whom a prediction is near. Left: the prediction; right: the truth; the person's left "
+        "side is blue, the right side orange.",
+    )
+    row_of = {int(image_id): row for row, image_id in enumerate(instances.image_id)}
+    yield tag("div", *(_drawn(breakdown, row, instances, row_of) for row in rows.tolist()), class_="pictures")
+
+
+def _instances(config: ConfigDict) -> Instances:
+    """The evaluation set with annotated boxes: what opens its images."""
+    try:
+        data = config.copy_and_resolve_references().data
+        data.eval.boxes = ""
+        return EvalData.load(data, batch_size=1).instances
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"the config does not say where they are ({error})") from None
+
+
+def _drawn(breakdown: Breakdown, row: int, instances: Instances, row_of: Mapping[int, int]) -> Html:
+    image_id = int(breakdown.image_ids[row])
+    kinds = np.bincount(breakdown.kinds[row][breakdown.kinds[row] >= 0], minlength=len(KINDS))
+    told = ", ".join(f"{count} {kind}" for kind, count in zip(KINDS, kinds.tolist(), strict=True) if count)
+    text = f"OKS {breakdown.oks[row]:.2f}, score {breakdown.scores[row]:.2f}: {told or 'no match'}"
+    if image_id not in row_of:  # prepared records may be of other images
+        return tag("figure", note(f"Not drawn: image {image_id} is not there"), tag("figcaption", text))
+    caption = f"{pathlib.PurePath(instances.path(row_of[image_id])).name}, {text}"
+    try:
+        image = instances.open(row_of[image_id]).pixels()
+    except InputError as error:
+        return tag("figure", note(f"Not drawn: {error}"), tag("figcaption", caption))
+    return picture(_side_by_side(image, breakdown, row), caption)
+
+
+def _side_by_side(image: np.ndarray, breakdown: Breakdown, row: int) -> bytes:
+    """A JPEG of a person in a BGR image: the prediction, and the truth beside it."""
+    box = breakdown.boxes[row]
+    corners = np.concatenate([box[:2], box[:2] + np.maximum(box[2:], 1)]).astype(np.float32)
+    view = transforms.view_of_box(corners, _PADDING).fix_aspect(_TILE)
+    matrix = transforms.warp_matrix(view, _TILE, "msra")
+    crop = cv2.cvtColor(transforms.warp_image(image, matrix, _TILE), cv2.COLOR_BGR2RGB)
+    truth = breakdown.truth[row]
+
+    def panel(points: Float[np.ndarray, "k 2"], shown: np.ndarray) -> np.ndarray:
+        drawn = crop.copy()
+        skeleton(drawn, transforms.warp_points(points, matrix), shown, breakdown.joints)
+        return drawn
+
+    found = panel(breakdown.found[row], np.ones(len(truth), bool))
+    gap = np.full((_TILE[0], _GAP, 3), 255, np.uint8)
+    both = np.concatenate([found, gap, panel(truth[:, :2], truth[:, 2] > 0)], axis=1)
+    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(both, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return jpeg.tobytes()
