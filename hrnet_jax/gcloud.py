@@ -1,0 +1,117 @@
+"""A Cloud TPU as gcloud commands, and what its hosts are told to do.
+
+Every function returns a command; none runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+# cloud.google.com/tpu/docs/runtimes, "TPU software versions".
+RUNTIMES = {
+    "v6e": "v2-alpha-tpuv6e",
+    "v5p": "v2-alpha-tpuv5",
+    "v5litepod": "v2-alpha-tpuv5-lite",
+    "v4": "tpu-ubuntu2204-base",
+    "v3": "tpu-ubuntu2204-base",
+    "v2": "tpu-ubuntu2204-base",
+}
+# The images' own Python is older than this package takes; uv brings one.
+SETUP = (
+    "python3 -m pip install --quiet --user uv && ~/.local/bin/uv venv --quiet --clear --python 3.11 .venv && "
+    "~/.local/bin/uv pip install --quiet --python .venv/bin/python --constraint requirements.txt "
+    "--editable '.[tpu,gcs]'"
+)
+SOURCE = "~/hrnet_jax"  # on the hosts: the code,
+RUN = "~/hrnet_run"  # and what a run leaves there: log, pid, exit
+ARCHIVE = "hrnet_jax.tar.gz"
+ANSWER = "hrnet-status"
+
+
+class LaunchError(Exception):
+    """Something that the user must look at, in words."""
+
+
+class Tpu:
+    """One queued resource with one slice of the same name, as gcloud commands."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self._where = [f"--zone={options.zone}", *([f"--project={options.project}"] if options.project else [])]
+        self._queue = ["gcloud", "compute", "tpus", "queued-resources"]
+        self._vm = ["gcloud", "compute", "tpus", "tpu-vm"]
+        self._inside = ["--internal-ip"] if options.internal_ip else []
+
+    def create(self) -> list[str]:
+        """Asks for it."""
+        o = self.options
+        return [
+            *(*self._queue, "create", o.name, f"--node-id={o.name}", *self._where, f"--accelerator-type={o.type}"),
+            f"--runtime-version={o.runtime_version or runtime_version(o.type)}",
+            *(["--spot"] if o.spot else []),
+            *(["--reserved"] if o.reserved else []),
+            *([f"--service-account={o.service_account}"] if o.service_account else []),
+            *(["--internal-ips"] if o.internal_ip else []),
+        ]
+
+    def describe(self) -> list[str]:
+        """Prints its state."""
+        return [*self._queue, "describe", self.options.name, *self._where, "--format=value(state.state)"]
+
+    def delete(self) -> list[str]:
+        """Deletes the slice and its place in the queue."""
+        return [*self._queue, "delete", self.options.name, *self._where, "--force", "--quiet"]
+
+    def ssh(self, command: str, worker: str = "all") -> list[str]:
+        """Runs a shell command on hosts."""
+        where = [*self._where, f"--worker={worker}", *self._inside]
+        return [*self._vm, "ssh", self.options.name, *where, f"--command={command}", "--quiet"]
+
+    def copy(self, file: str | pathlib.Path) -> list[str]:
+        """Copies a file to the home folder of every host."""
+        where = [*self._where, "--worker=all", *self._inside]
+        return [*self._vm, "scp", str(file), f"{self.options.name}:", *where, "--quiet"]
+
+
+def runtime_version(accelerator: str) -> str:
+    """The software of a TPU's hosts, by accelerator type."""
+    try:
+        return RUNTIMES[accelerator.partition("-")[0]]
+    except KeyError:
+        raise LaunchError(
+            f"--type={accelerator}: which software it needs is not known; give --runtime_version"
+        ) from None
+
+
+def unpack_command(options: argparse.Namespace) -> str:
+    """On a host: the code into its place, then the set-up and the user's preparations."""
+    steps = [f"rm -rf {SOURCE} {RUN}", f"mkdir -p {SOURCE} {RUN}", f"cd {SOURCE}", f"tar -xzf ~/{ARCHIVE}"]
+    steps += [options.setup, *([options.prepare] if options.prepare else []), "touch .ready"]
+    return " && ".join(steps)
+
+
+def start_command(arguments: Sequence[str]) -> str:
+    """On a host: starts the training, unless it runs, so that it outlives the connection."""
+    train = shlex.join([".venv/bin/python", "-m", "hrnet_jax.train", *arguments, "--distributed"])
+    wrapped = shlex.quote(f"{train} >> {RUN}/log 2>&1; echo $? > {RUN}/code; mv {RUN}/code {RUN}/exit")
+    return (
+        f'if [ ! -e {RUN}/exit ] && kill -0 "$(cat {RUN}/pid 2>/dev/null)" 2>/dev/null; then exit 0; fi; '
+        f"cd {SOURCE} && rm -f {RUN}/exit || exit; "
+        f"setsid nohup bash -c {wrapped} > /dev/null 2>&1 < /dev/null & echo $! > {RUN}/pid"
+    )
+
+
+def stop_command() -> str:
+    """On a host: ends what is left of a training."""
+    return f'kill -KILL -- "-$(cat {RUN}/pid)" 2>/dev/null; rm -f {RUN}/pid'
+
+
+def status_command() -> str:
+    """On a host: prints whether the training runs, or its exit code."""
+    return (
+        f"if [ -e {RUN}/exit ]; then echo {ANSWER} $(cat {RUN}/exit); "
+        f'elif kill -0 "$(cat {RUN}/pid)" 2>/dev/null; then echo {ANSWER} running; else echo {ANSWER} lost; fi'
+    )

@@ -1,0 +1,301 @@
+"""Trains on Cloud TPU from your own machine: makes the TPU, installs, starts all hosts, and goes on after preemptions.
+
+    python -m hrnet_jax.launch run --name pose --zone us-central1-a --type v5litepod-16 --spot -- \
+        --config configs/coco_aic_merge.py --workdir gs://BUCKET/merge --config.data.root=/home/USER/data
+
+What follows `--` goes to `hrnet_jax.train` on every host. Needs `gcloud`, not JAX. The training does not depend on this
+process: stopped, the same command finds it and follows on. docs/cloud.md goes through it step by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from hrnet_jax.gcloud import (
+    ANSWER,
+    ARCHIVE,
+    RUN,
+    RUNTIMES,
+    SETUP,
+    SOURCE,
+    LaunchError,
+    Tpu,
+    start_command,
+    status_command,
+    stop_command,
+    unpack_command,
+)
+
+INTERRUPTED = 75  # hrnet_jax.cli's
+
+_PATIENCE = 10  # attempts to reach machines that should be there
+_LAST_LINES = 20
+
+# States of queued resources: cloud.google.com/tpu/docs/queued-resources.
+_COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
+_GONE = ("SUSPENDING", "SUSPENDED")
+
+
+def outcome(answers: Sequence[str]) -> str | int:
+    """What the hosts' answers mean together: "running", "lost" or an exit code."""
+    codes = [int(answer) for answer in answers if answer.isdecimal()]
+    if INTERRUPTED in codes:
+        return INTERRUPTED
+    if failures := [code for code in codes if code]:
+        return failures[0]
+    if "lost" in answers or not answers:
+        return "lost"
+    return "running" if "running" in answers else 0
+
+
+class Launcher:
+    """Carries the commands out and waits."""
+
+    def __init__(self, options: argparse.Namespace, sleep: Callable[[float], None] = time.sleep):
+        self.options, self.tpu, self._sleep = options, Tpu(options), sleep
+        self._shown = 0  # bytes of the log
+
+    def state(self) -> str | None:
+        """The queued resource's; None when there is none."""
+        for _ in range(_PATIENCE):
+            found = _call(self.tpu.describe())
+            if found.returncode == 0:
+                return found.stdout.strip()
+            if "NOT_FOUND" in found.stderr:
+                return None
+            self._sleep(self.options.poll)
+        raise LaunchError(f"gcloud does not answer: {_last_line(found.stderr)}")
+
+    def create(self, install: bool = False) -> None:
+        """Makes a TPU with all installed be there: asks, waits in the queue, and replaces one that was preempted.
+
+        Args:
+          install: whether to install even where that was done before.
+        """
+        while True:
+            self._wait_for_tpu()
+            for _ in range(_PATIENCE):  # the hosts answer a while after the queue says ACTIVE
+                if _call(self.tpu.ssh("true")).returncode == 0:
+                    break
+                self._sleep(self.options.poll)
+            if _call(self.tpu.ssh(f"test -e {SOURCE}/.ready")).returncode == 0:
+                if not install:
+                    return
+                if "running" in _answers(_call(self.tpu.ssh(status_command())).stdout):
+                    raise LaunchError(f"a training runs on {self.options.name}; watch it, or delete it")
+            print("installing on all hosts", flush=True)
+            if self._install():
+                self._shown = 0
+                return
+            self._sleep(self.options.poll)
+            if self.state() == "ACTIVE":
+                raise LaunchError("installing failed, as told above")
+
+    def run(self) -> int:
+        """Trains to the end, through preemptions; returns the exit code."""
+        for restarts in range(self.options.max_restarts + 1):
+            self.create()
+            if restarts:
+                _call(self.tpu.ssh(stop_command()))
+            started = _call(self.tpu.ssh(start_command(self.options.arguments)), show=True).returncode == 0
+            code = self.watch() if started else "lost"
+            if code == 0:
+                return 0
+            # Whatever hosts say while they are taken away, the queue tells whether they were.
+            self._sleep(self.options.poll)
+            if self.state() == "ACTIVE" and isinstance(code, int) and code != INTERRUPTED:
+                return code
+            print(f"interrupted ({code}); going on", flush=True)
+        raise LaunchError(f"interrupted more than --max_restarts={self.options.max_restarts} times")
+
+    def watch(self) -> str | int:
+        """Shows the log until the training ends; returns its exit code, or "lost" when there is nothing to see."""
+        missed = lingering = 0
+        while True:
+            asked = _call(self.tpu.ssh(status_command()))
+            answers = _answers(asked.stdout)
+            if asked.returncode == 0:
+                missed = 0
+                self._show_log()
+                found = outcome(answers)
+                if found != "running" and "running" in answers and lingering < _PATIENCE:
+                    lingering += 1  # hosts do not end at the same moment
+                elif found != "running":
+                    if found not in (0, "lost"):
+                        _call(self.tpu.ssh(f"tail -n {_LAST_LINES} {RUN}/log"), show=True)
+                    return found
+            elif self.state() != "ACTIVE":
+                return "lost"
+            elif (missed := missed + 1) == _PATIENCE:
+                raise LaunchError(f"the hosts are ACTIVE but do not answer: {_last_line(asked.stderr)}")
+            self._sleep(self.options.poll)
+
+    def delete(self) -> None:
+        """Deletes all but what is in buckets."""
+        if self.state() is None:
+            print(f"there is no {self.options.name}")
+            return
+        deleted = _call(self.tpu.delete(), show=True)
+        if deleted.returncode:
+            raise LaunchError(f"not deleted: {_last_line(deleted.stderr)}; it goes on costing")
+        print(f"{self.options.name} is deleted")
+
+    def _wait_for_tpu(self) -> None:
+        told = None
+        while (state := self.state()) != "ACTIVE":
+            if state != told:
+                print(f"{self.options.name}: {state or 'asking for it'}", flush=True)
+                told = state
+            if state is None:
+                created = _call(self.tpu.create())
+                if created.returncode:
+                    raise LaunchError(f"not created: {_last_line(created.stderr)}")
+            elif state in _GONE:
+                _call(self.tpu.delete())
+            elif state not in (*_COMING, "DELETING"):
+                raise LaunchError(f"{self.options.name} is {state}: `{shlex.join(self.tpu.describe()[:-1])}` tells why")
+            self._sleep(self.options.poll)
+
+    def _install(self) -> bool:
+        with packed(self.options.source) as archive:
+            if _call(self.tpu.copy(archive), show=True).returncode:
+                return False
+        return _call(self.tpu.ssh(unpack_command(self.options)), show=True).returncode == 0
+
+    def _show_log(self) -> None:
+        """Prints what the first host's log gained."""
+        log = _call(self.tpu.ssh(f"tail -c +{self._shown + 1} {RUN}/log", worker="0"))
+        if log.returncode == 0:
+            self._shown += len(log.stdout.encode())
+            print(log.stdout, end="", flush=True)
+
+
+@contextlib.contextmanager
+def packed(source: str):
+    """The committed files of a repository as an archive."""
+    with tempfile.TemporaryDirectory(prefix="hrnet_jax_") as folder:
+        archive = pathlib.Path(folder) / ARCHIVE
+        made = _call(["git", "-C", source, "archive", "--format=tar.gz", f"--output={archive}", "HEAD"])
+        if made.returncode:
+            raise LaunchError(f"--source={source}: {_last_line(made.stderr)}")
+        yield archive
+
+
+def plan(options: argparse.Namespace) -> list[list[str]]:
+    """The commands of a run that is never preempted."""
+    tpu = Tpu(options)
+    archive = ["git", "-C", options.source, "archive", "--format=tar.gz", f"--output={ARCHIVE}", "HEAD"]
+    create = [tpu.create(), tpu.describe(), archive, tpu.copy(ARCHIVE), tpu.ssh(unpack_command(options))]
+    watch = [tpu.ssh(status_command()), tpu.ssh(f"tail -c +1 {RUN}/log", worker="0")]
+    run = [*create, tpu.ssh(start_command(options.arguments)), *watch]
+    return {"create": create, "run": run, "resume": run, "watch": watch, "delete": [tpu.delete()]}[options.command]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code: the training's, or 1 with one line for what went wrong before."""
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        if options.dry_run:
+            print("\n".join(shlex.join(command) for command in plan(options)))
+            return 0
+        launcher = Launcher(options)
+        match options.command:
+            case "create":
+                launcher.create(install=True)
+            case "watch":
+                code = launcher.watch()
+                if not isinstance(code, int):
+                    raise LaunchError(f"no training runs on {options.name}")
+                return code
+            case "delete":
+                launcher.delete()
+            case _:
+                code = launcher.run()
+                if code == 0 and options.delete:
+                    launcher.delete()
+                return code
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nthe training goes on, and costs; `watch` and `run` follow it, `delete` ends it", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LaunchError(f"{message}; --help shows the usage")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, with the training's own `arguments`. Raises LaunchError for what is missing or unknown."""
+    own, training = list(arguments), []
+    if "--" in own:
+        at = own.index("--")
+        own, training = own[:at], own[at + 1 :]
+    parser = _Parser(
+        prog="python -m hrnet_jax.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=["create", "run", "resume", "watch", "delete"], help="resume is run")
+    parser.add_argument("--name", required=True, help="of the TPU and of its queued resource")
+    parser.add_argument("--zone", required=True)
+    parser.add_argument("--project", help="default: gcloud's own")
+    parser.add_argument(
+        "--type", help="accelerator type: v5litepod-8, v6e-8 (one host); v5litepod-16, v6e-32 (several)"
+    )
+    parser.add_argument("--spot", action="store_true", help="cheaper, and may be preempted")
+    parser.add_argument("--reserved", action="store_true", help="from a reservation")
+    parser.add_argument("--runtime_version", help="default: by type, " + ", ".join(sorted(set(RUNTIMES.values()))))
+    parser.add_argument("--service_account", help="that the hosts act as; default: the project's")
+    parser.add_argument("--internal_ip", action="store_true", help="hosts without addresses outside the network")
+    parser.add_argument("--source", default=".", help="this repository; its committed files go to the hosts")
+    parser.add_argument("--setup", default=SETUP, help="shell command that makes .venv there; default: %(default)s")
+    parser.add_argument("--prepare", default="", help="shell command after it, to bring the data, say")
+    parser.add_argument("--poll", type=float, default=30, help="seconds between two looks (%(default)s)")
+    parser.add_argument("--max_restarts", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("--delete", action="store_true", help="delete the TPU when the training is done")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands of an undisturbed run")
+    options = parser.parse_args(own)
+    options.arguments = training
+    if options.command in ("create", "run", "resume") and not options.type:
+        raise LaunchError("--type is missing: the accelerator, as v5litepod-8")
+    if options.command in ("run", "resume"):
+        given = {argument.partition("=")[0] for argument in training}
+        if missing := [name for name in ("--config", "--workdir") if name not in given]:
+            raise LaunchError(f"{' and '.join(missing)} missing after --, for the training")
+    return options
+
+
+def _answers(output: str) -> list[str]:
+    return [line.split()[-1] for line in output.splitlines() if ANSWER in line]
+
+
+def _call(command: Sequence[str], show: bool = False) -> subprocess.CompletedProcess[str]:
+    """Runs a command; `show` passes its output on."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    except FileNotFoundError:
+        raise LaunchError(f"{command[0]}: not found; cloud.google.com/sdk tells how to install gcloud") from None
+    if show and (done.stdout or done.returncode):
+        print(done.stdout, end="", flush=True)
+        if done.returncode:
+            print(done.stderr, end="", file=sys.stderr, flush=True)
+    return done
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
