@@ -22,14 +22,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.errors import InputError
-from data_pipelines.images import ImageFiles
+from data_pipelines.errors import InputError, brief
+from data_pipelines.images import ImageFiles, check_name
 from data_pipelines.instances import FORMAT_VERSION, Instances, read_index, write_index
 from data_pipelines.json_files import read_json, stream_json
 from data_pipelines.keypoints import KeypointSet
 
 # AIC's file says 1 visible, 2 occluded, 3 absent; COCO says 2, 1, 0.
 _AIC_VISIBILITY = np.array([0, 2, 1, 0], np.float32)
+
+_LONGEST_NAME = 1024
 
 # People whose numbers are checked together.
 _CHUNK = 8192
@@ -125,7 +127,7 @@ def load_detections(
         where = f"{path}: detection {i}"
         image_id = box.get("image_id")
         if not _is_integer(image_id) or image_id not in file.names:
-            raise InputError(f"{where}: image_id {image_id!r} is not in {annotations}")
+            raise InputError(f"{where}: image_id {brief(repr(image_id))} is not in {annotations}")
         bbox = _numbers(where, "bbox", box.get("bbox"), 4)
         if min(bbox[2:]) <= 0:
             raise InputError(f"{where}: the box {bbox.tolist()} (xywh) has no area")
@@ -205,7 +207,7 @@ class _File:
                 count += 1
             elif key == "":
                 for human, box in piece["human_annotations"].items():
-                    where = f"{self.path}: image {piece['image_id']}, {human}"
+                    where = f"{self.path}: image {brief(piece['image_id'])}, {brief(human)}"
                     points = piece["keypoint_annotations"].get(human)
                     yield _Person(where, len(self.names) - 1, count, box, points, False, None)
                     count += 1
@@ -232,7 +234,7 @@ class _File:
             if not isinstance(piece, dict) or not _is_integer(piece.get("id")) or "file_name" not in piece:
                 raise InputError(f"{self.path}: image number {number} needs an integer 'id' and a 'file_name'")
             where = f"{self.path}: image {piece['id']}: file_name"
-            self.names[piece["id"]] = _within(where, str(piece["file_name"]))
+            self.names[piece["id"]] = check_name(where, _text(where, piece["file_name"]))
         elif key == "":
             needed = ("human_annotations", "keypoint_annotations")
             if not isinstance(piece, dict) or not all(isinstance(piece.get(k), dict) for k in needed):
@@ -240,22 +242,25 @@ class _File:
                     f"{self.path}: entry {number}: not AI Challenger's annotation of an image (needs 'image_id', "
                     "'human_annotations' and 'keypoint_annotations'), nor is the file COCO's (an object)"
                 )
-            self.names[number] = _within(f"{self.path}: entry {number}: image_id", f"{piece.get('image_id')}.jpg")
+            where, name = f"{self.path}: entry {number}: image_id", piece.get("image_id")
+            self.names[number] = check_name(where, _text(where, str(name) if _is_integer(name) else name) + ".jpg")
             self.native = True
 
     def _coco_person(self, number: int, annotation: Any) -> _Person:
         if not isinstance(annotation, dict):
             raise InputError(f"{self.path}: annotation number {number} is not an object")
-        where = f"{self.path}: annotation {annotation.get('id', f'number {number}')}"
+        where = f"{self.path}: annotation {brief(annotation.get('id', f'number {number}'))}"
         if "keypoints" not in annotation:
             raise InputError(f"{where}: has no 'keypoints'; use person_keypoints_*.json, not instances_*.json")
         image_id: Any = annotation.get("image_id")
         number = annotation.get("id", number)
         if not _is_integer(image_id):
-            raise InputError(f"{where}: image_id {image_id!r} is not among the file's images")
+            raise InputError(f"{where}: image_id {brief(repr(image_id))} is not among the file's images")
         if not _is_integer(number):
             raise InputError(f"{where}: 'id' must be an integer")
         crowd, labelled = bool(annotation.get("iscrowd", 0)), annotation.get("num_keypoints")
+        if labelled is not None and not _is_integer(labelled):
+            raise InputError(f"{where}: 'num_keypoints' must be an integer, not {brief(repr(labelled))}")
         return _Person(where, image_id, number, annotation.get("bbox"), annotation["keypoints"], crowd, labelled)
 
     def _check_layout(self) -> None:
@@ -320,12 +325,6 @@ def _table(rows: list[Any], width: int) -> np.ndarray | None:
     return table if table.shape == (len(rows), width) and np.isfinite(table).all() else None
 
 
-def _within(where: str, name: str) -> str:
-    if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts:
-        raise InputError(f"{where} {name!r} leaves the image folder")
-    return name
-
-
 def _numbers(where: str, key: str, values: Any, count: int, keypoints: KeypointSet | None = None) -> np.ndarray:
     try:
         numbers = np.asarray(values, np.float64)
@@ -341,8 +340,14 @@ def _numbers(where: str, key: str, values: Any, count: int, keypoints: KeypointS
             )
         raise InputError(f"{where}: {key!r} has {len(numbers)} numbers, not {count}")
     if not np.isfinite(numbers).all():
-        raise InputError(f"{where}: {key!r} holds a number that is not finite: {numbers.tolist()}")
+        raise InputError(f"{where}: {key!r} holds a number that is not finite: {brief(numbers.tolist())}")
     return numbers
+
+
+def _text(where: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME or value.encode(errors="ignore").decode() != value:
+        raise InputError(f"{where} {brief(repr(value))} cannot be the name of a file")
+    return value
 
 
 def _is_integer(value: Any) -> bool:

@@ -49,12 +49,6 @@ def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) ->
     partial.replace(path)
 
 
-def brief(value: Any) -> str:
-    """A value of a file, whatever it is, as part of a message: on one line, 80 characters at most."""
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 class _Text:
     """A position in a JSON text."""
 

@@ -11,11 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
+from data_pipelines.types import Config
 
 LEFT_COLOUR = (0, 170, 255)
 RIGHT_COLOUR = (255, 128, 0)
@@ -43,10 +49,15 @@ class KeypointSet:
     skeleton: tuple[tuple[str, str], ...]
 
     def __post_init__(self) -> None:
+        texts = (*self.names, *self.upper_body, *itertools.chain(*self.flip_pairs, *self.skeleton))
+        if not self.names or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"keypoint set {self.name!r}: has no names, or some that are no strings")
         if len(set(self.names)) != len(self.names):
             raise InputError(f"keypoint set {self.name!r}: names repeat: {self.names}")
         if len(self.sigmas) != len(self.names):
             raise InputError(f"keypoint set {self.name!r}: {len(self.sigmas)} sigmas for {len(self.names)} names")
+        if not all(isinstance(sigma, (int, float)) and 0 < sigma < math.inf for sigma in self.sigmas):
+            raise InputError(f"keypoint set {self.name!r}: sigmas must be numbers above 0")
         used = {name for pair in self.flip_pairs + self.skeleton for name in pair} | set(self.upper_body)
         if unknown := sorted(used - set(self.names)):
             raise InputError(f"keypoint set {self.name!r}: unknown keypoints {unknown}")
@@ -159,13 +170,32 @@ COCO_AIC = KeypointSet(
 KEYPOINT_SETS = {keypoint_set.name: keypoint_set for keypoint_set in (COCO, AIC, COCO_AIC)}
 
 
-def keypoint_set(name: str | KeypointSet) -> KeypointSet:
-    """Returns the set of that name; a `KeypointSet` passes through. Raises InputError for an unknown name."""
+def keypoint_set(name: str | KeypointSet | Config) -> KeypointSet:
+    """Returns the set of that name; a `KeypointSet` passes through.
+
+    A mapping holds a set's attributes, as a config that was stored as JSON has them of a set of the user's own. Raises
+    InputError for an unknown name, and when the attributes are none of a set.
+    """
     if isinstance(name, KeypointSet):
         return name
-    if name not in KEYPOINT_SETS:
+    if isinstance(name, (Mapping, ConfigDict)):
+        return _from_attributes(dict(name))
+    if not isinstance(name, str) or name not in KEYPOINT_SETS:
         raise InputError(f"unknown keypoint set {name!r}; there are {', '.join(KEYPOINT_SETS)}")
     return KEYPOINT_SETS[name]
+
+
+def _from_attributes(attributes: dict[str, Any]) -> KeypointSet:
+    expected = [field.name for field in dataclasses.fields(KeypointSet)]
+    if set(attributes) != set(expected):
+        raise InputError(f"a keypoint set has {', '.join(expected)}; this has {', '.join(map(str, attributes))}")
+    name, *lists = (attributes[key] for key in expected)
+    names, sigmas, flip_pairs, upper_body, skeleton = lists
+    sound = isinstance(name, str) and all(isinstance(value, (list, tuple)) for value in lists)
+    if not sound or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in (*flip_pairs, *skeleton)):
+        raise InputError(f"keypoint set {name!r}: its attributes are no lists, or its pairs no pairs")
+    pairs, lines = (tuple((a, b) for a, b in both) for both in (flip_pairs, skeleton))
+    return KeypointSet(name, tuple(names), tuple(sigmas), pairs, tuple(upper_body), lines)
 
 
 @dataclasses.dataclass(frozen=True)

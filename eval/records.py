@@ -6,13 +6,13 @@ Every error is an `InputError` that names the file, the record and what is wrong
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, brief
 from data_pipelines.keypoints import KeypointSet
 
 PERSON = 1  # COCO's category
@@ -187,7 +187,7 @@ def _people(
         return f"{name}: annotation at position {i}"
 
     def where(i: int) -> str:
-        return f"{name}: annotation {records[i].get('id', f'at position {i}')}"
+        return f"{name}: annotation {brief(records[i].get('id', f'at position {i}'))}"
 
     records = document["annotations"]
     _check_mappings(records, position)
@@ -277,7 +277,7 @@ def _boxes(records: Sequence[Any], where: Where) -> Float[np.ndarray, "n 4"]:
     """The field `bbox`; NaN where it is absent, None or empty."""
     values = [record.get("bbox") for record in records]
     boxes = np.full((len(values), 4), np.nan)
-    known = [i for i, box in enumerate(values) if box is not None and np.size(box)]
+    known = [i for i, box in enumerate(values) if box is not None and not (isinstance(box, Sized) and len(box) == 0)]
     boxes[known] = _array([values[i] for i in known], "bbox", (4,), "four numbers", lambda i: where(known[i]))
     return boxes
 

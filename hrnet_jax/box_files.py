@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.annotations import coco_annotations
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, brief
 from data_pipelines.images import check_name
-from data_pipelines.json_files import brief, stream_json
+from data_pipelines.json_files import stream_json
 from data_pipelines.keypoints import KeypointSet
 
 PERSON = 1  # COCO's category

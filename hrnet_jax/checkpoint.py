@@ -198,11 +198,14 @@ def load(path: str | os.PathLike) -> Trained:
 
 
 def stored_config(path: str | os.PathLike) -> ConfigDict:
-    """The config that a work directory or a converted folder carries. Raises InputError when there is none."""
+    """The config that a work directory or a converted folder carries. Raises InputError when there is none, or half."""
     storage.check_bucket(path)
     if not epath.Path(path).is_dir():
         raise InputError(f"{path}: no such folder; --checkpoint takes a work directory or a converted folder")
-    return config_lib.from_json(epath.Path(path) / "config.json")
+    file = epath.Path(path) / "config.json"
+    config = config_lib.from_json(file)
+    config_lib.check_keys(config, str(file), "add them to this file")
+    return config
 
 
 def _load_folder(path: epath.Path, shapes: dict[str, Any]) -> Trained:

@@ -20,7 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, brief
 from data_pipelines.keypoints import KeypointSet, keypoint_set
 from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
@@ -100,13 +100,36 @@ def from_json(path: str | os.PathLike) -> ConfigDict:
         raise InputError(f"{path}: not a config ({' '.join(str(error).split())[:200]})") from None
     if not {"model", "codec", "data", "eval"} <= set(config):
         raise InputError(f"{path}: not a config of hrnet_jax (it needs 'model', 'codec', 'data' and 'eval')")
-    _check_needed(config, str(path), "add them to this file")
     return config
+
+
+def check_keys(config: ConfigDict, name: str, remedy: str) -> None:
+    """Raises InputError when a config, by its `name`, lacks keys that evaluation or prediction read, and lists them.
+
+    Or when values are of other types. `remedy` says where missing keys should be added.
+    """
+    missing, wrong = [], []
+    for kind, keys in _NEEDED.items():
+        for key in keys:
+            try:
+                value = functools.reduce(lambda part, name: part[name], key.split("."), config)
+            except (KeyError, TypeError):  # TypeError: a section that is none is told by itself
+                missing.append(key)
+                continue
+            is_finite = not isinstance(value, float) or math.isfinite(value)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not is_finite:
+                wrong.append(f"{key}={brief(repr(value))}")
+    if wrong:
+        raise InputError(f"{name}: {', '.join(wrong)}: configs/common.py shows what belongs there")
+    if missing:
+        raise InputError(
+            f"{name}: lacks {', '.join(missing)}; {remedy}, configs/common.py shows them with their defaults"
+        )
 
 
 def check(config: ConfigDict) -> None:
     """Raises InputError when parts of a config are impossible or contradict each other; says what to change."""
-    _check_needed(config, "config", "set them in the config file")
+    check_keys(config, "config", "set them in the config file")
     codec = create_codec(config.codec)
     joints = keypoint_set(config.model.keypoints)
     if config.model.variant not in VARIANTS:
@@ -176,26 +199,6 @@ def _with_tuples(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _with_tuples(value) for key, value in content.items()}
     return tuple(map(_with_tuples, content)) if isinstance(content, list) else content
-
-
-def _check_needed(config: ConfigDict, name: str, remedy: str) -> None:
-    missing, wrong = [], []
-    for kind, keys in _NEEDED.items():
-        for key in keys:
-            try:
-                value = functools.reduce(lambda part, name: part[name], key.split("."), config)
-            except (KeyError, TypeError):  # TypeError: a section that is none is told by itself
-                missing.append(key)
-                continue
-            is_finite = not isinstance(value, float) or math.isfinite(value)
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not is_finite:
-                wrong.append(f"{key}={' '.join(repr(value).split())[:40]}")
-    if wrong:
-        raise InputError(f"{name}: {', '.join(wrong)}: configs/common.py shows what belongs there")
-    if missing:
-        raise InputError(
-            f"{name}: lacks {', '.join(missing)}; {remedy}, configs/common.py shows them with their defaults"
-        )
 
 
 def _is_free(key: str) -> bool:

@@ -220,7 +220,7 @@ def test_another_experiment_is_refused(shared, tmp_path):
         ({"model.dtype": "float16"}, "config.model.dtype"),
         ({"codec.input_size": (60, 64)}, "multiples of 32"),
         ({"epochs": 0}, "config.epochs=0"),
-        ({"optimizer.learning_rate": float("nan")}, "config.optimizer.learning_rate=nan"),
+        ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate=nan"),
         ({"data.root": "nowhere"}, r"nowhere/.*\.json: no such file"),
         ({"data.train.coco.keypoints": "aic"}, "17 keypoints .* set 'aic' has 14"),
     ],
