@@ -1,3 +1,4 @@
+# ruff: noqa: D102 (the modules' docstrings say what calling them does)
 """HRNet, its training step and its inference in plain PyTorch, as fast as PyTorch's own means make them.
 
 The other side of `versus_torch.py` and `cpu_inference.py`. Names of parameters are MMPose's, so that
@@ -11,6 +12,7 @@ Images go in as uint8 NHWC, as in the trainer: normalising, targets and the flip
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -154,17 +156,12 @@ def fold(model: nn.Module) -> nn.Module:
     model.eval()
     for module in model.modules():
         children = dict(module.named_children())
-        names = list(children)
-        for before, after in zip(names, names[1:], strict=False):
+        for before, after in itertools.pairwise(children):
             if isinstance(children[before], nn.Conv2d) and isinstance(children[after], nn.BatchNorm2d):
                 fused = nn.utils.fusion.fuse_conv_bn_eval(children[before], children[after])
-                _put(module, before, fused)
-                _put(module, after, nn.Identity())
+                setattr(module, before, fused)
+                setattr(module, after, nn.Identity())
     return model
-
-
-def _put(module: nn.Module, name: str, child: nn.Module) -> None:
-    module[int(name)] = child if isinstance(module, nn.Sequential) else setattr(module, name, child)  # type: ignore
 
 
 def compiled(function: Callable, mode: str) -> Callable:
