@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -18,13 +19,14 @@ from data_pipelines.errors import InputError
 from data_pipelines.images import read_image
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic import write_dataset
-from data_pipelines.transforms import view_of_box, warp_image, warp_matrix
+from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
 from hrnet_jax import checkpoint, cli
 from hrnet_jax.checkpoint import Trained
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate, make_eval_step, to_image
 from hrnet_jax.export import FACTS, TOLERANCE, deviation, export
+from hrnet_jax.export_example import Model
 from hrnet_jax.folder import load_folder
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict
 from hrnet_jax.models.fold import fold
@@ -232,6 +234,47 @@ def plain_environment():
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
+@pytest.mark.parametrize("warp", ["udp", "msra"])
+@pytest.mark.parametrize("box", [(30, 40, 100, 150), (-20, -30, 100, 90), (250, 200, 120, 90), (5.3, 7.7, 20, 200)])
+def test_the_examples_crop_is_the_pipelines(warp, box):
+    """Also of boxes that reach beyond the image; OpenCV rounds its weights to 1/32 pixel."""
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8), (0, 0), 2)
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+    height, width = size = (256, 192)
+    model = object.__new__(Model)
+    span = [width - 1, height - 1] if warp == "udp" else [width, height]
+    model.facts = {"input": {"size": size}, "crop": {"padding": PADDING, "span": span}}
+    x, y, w, h = box
+    view = view_of_box(np.array([x, y, x + w, y + h], np.float32)).fix_aspect(size)
+    expected = warp_image(image, warp_matrix(view, size, warp), size).astype(int)
+    scale = model.crop_scale(w, h)
+    np.testing.assert_allclose(scale, view.scale, rtol=1e-6)
+    off = np.abs(model.crop(image, view.center, scale) - expected)
+    assert off.max() <= 5
+    assert off.mean() < 0.2
+
+
+def test_orbax_alone_reads_the_best_checkpoint(workdir, tmp_path):
+    """By the page's own lines."""
+    (lines,) = re.findall(
+        r"```python\n(import pathlib\n\nimport orbax.*?)```", (REPOSITORY / "docs/export.md").read_text(), re.S
+    )
+    refused = REFUSED - {"orbax", "flax", "optax"}
+    script = WITHOUT.format(refused=refused) + lines.replace("runs/quickstart", str(workdir))
+    trained = checkpoint.load(workdir)
+    name, mean = "backbone.conv1.weight", "backbone.bn1.running_mean"
+    script += f"""
+averages = ocp.StandardCheckpointer().restore(step / "ema")
+print(len(params), len(stats), float(averages["params"]["{name}"].sum()), float(averages["stats"]["{mean}"].sum()))
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, "-I", "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=plain_environment(), check=True, capture_output=True, text=True)
+    found = [float(number) for number in done.stdout.split()]
+    assert found[:2] == [len(trained.params), len(trained.stats)]
+    assert found[2:] == pytest.approx([float(trained.params[name].sum()), float(trained.stats[mean].sum())], rel=1e-4)
+
+
 def test_the_example_command(folder, people, tmp_path):
     """As README.md of the folder says, on an image file."""
     image = next((people / common.COCO_VAL["images"]).iterdir())
@@ -262,7 +305,7 @@ def test_the_check_sees_what_differs(folder, workdir, tmp_path):
     trained = checkpoint.load(workdir)
     copy = tmp_path / "copy"
     copy.mkdir()
-    for path in folder.iterdir():
+    for path in (path for path in folder.iterdir() if path.is_file()):
         (copy / path.name).write_bytes(path.read_bytes())
     assert deviation(copy, trained, "float32").moved == 0
     arrays = load_file(copy / "model.safetensors")

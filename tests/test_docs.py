@@ -1,0 +1,173 @@
+"""What the README and the pages say can be done: their Python runs, and their command lines are understood."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from hrnet_jax import cli, launch
+from hrnet_jax.config import load_config
+from tests.helpers import REPOSITORY, run
+
+# own-data.md's blocks are steps of one procedure, which has a test of its own.
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+RUN = {page.name: page for page in PAGES if page.name != "own-data.md"}
+
+_BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`([^`]+)`")
+_COMMAND = re.compile(r"python3? (?:-m ((?:hrnet_jax|data_pipelines|eval)\.\w+)|(benchmarks/\w+\.py))")
+_PLACEHOLDER = re.compile(r"\b(?:NAME|KEY)\b|\.\.\.")
+
+
+def blocks(page, *languages):
+    """The page's blocks in one of the languages ("" for none said), without their indentation."""
+    return [textwrap.dedent(text) for _, language, text in _BLOCK.findall(page.read_text()) if language in languages]
+
+
+def commands(page):
+    """(module or script, arguments) of every command line of this project: in blocks, and `inline`."""
+    text = page.read_text()
+    snippets = blocks(page, "sh", "")
+    snippets += [" ".join(snippet.split()) for snippet in _INLINE.findall(_BLOCK.sub("", text))]
+    for snippet in snippets:
+        for line in snippet.replace("\\\n", " ").splitlines():
+            for match in _COMMAND.finditer(line):
+                rest = line[match.end() :]
+                for quote in "'\"":
+                    if line[: match.start()].count(quote) % 2:  # the command is an argument of another
+                        rest = rest.partition(quote)[0]
+                lexer = shlex.shlex(rest, posix=True, punctuation_chars=True)
+                lexer.commenters, lexer.whitespace_split = "#", True
+                arguments = []
+                for token in lexer:
+                    if set(token) <= set("&|;<>()") or (token.isdigit() and rest.count(f"{token}>")):
+                        break
+                    arguments.append(token)
+                yield match.group(1) or match.group(2), arguments
+
+
+ALL = [(page, command, arguments) for page, path in RUN.items() for command, arguments in commands(path)]
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """What --help says, by command; one process for all, for most of the time is that of imports."""
+    code = """
+import contextlib, io, json, runpy, sys
+sys.path.insert(0, "benchmarks")
+texts = {}
+for name in sys.argv[1:]:
+    out, sys.argv = io.StringIO(), [name, "--help"]
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        runpy.run_path(name, run_name="__main__") if "/" in name else runpy.run_module(name, run_name="__main__")
+    texts[name] = out.getvalue()
+print(json.dumps(texts))
+"""
+    names = sorted({command for _, command, _ in ALL})
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *names],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def flags_of(text):
+    """The flags that a help text lists, argparse's or absl's."""
+    found = re.findall(r"(?<![\w-])--(\[no-?\])?([A-Za-z][\w-]*)", text)
+    return {name for _, name in found} | {no.strip("[]") + name for no, name in found if no}
+
+
+def check_config(arguments):
+    """Loads what --config names and applies the overrides to it."""
+    spec = "configs/coco_aic_merge.py"  # of commands that take a checkpoint's
+    for i, argument in enumerate(arguments):
+        if argument.partition("=")[0] == "--config":
+            spec = argument.partition("=")[2] or arguments[i + 1]
+    config = load_config(f"{REPOSITORY}/{_PLACEHOLDER.sub('coco', spec)}")
+    cli.parse(
+        ["docs", *(argument for argument in arguments if argument.startswith("--config."))], "", {}, lambda _: config
+    )
+
+
+def test_there_are_commands_to_check():
+    assert len({command for _, command, _ in ALL}) > 8
+    assert {page for page, _, _ in ALL} >= {"README.md", "cloud.md", "data.md", "export.md", "predict.md"}
+
+
+@pytest.mark.parametrize(("page", "command", "arguments"), ALL, ids=[f"{p}-{c}" for p, c, _ in ALL])
+def test_command_lines_are_understood(helps, page, command, arguments):
+    if command == "hrnet_jax.launch" and arguments:
+        arguments = launch.parse(arguments).arguments
+        command = "hrnet_jax.train"
+    assert len(helps[command]) > 100
+    known = flags_of(helps[command])
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and not name.startswith("--config."):
+            assert name[2:] in known | {"help"}, f"{page}: {command} has no {name}"
+    check_config(arguments)
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_what_is_named_exists(page):
+    text = RUN[page].read_text()
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (RUN[page].parent / target).exists(), target
+    for path in re.findall(
+        r"(?<![\w/.])(?:tests|configs|benchmarks|docs(?!/usage/)|hrnet_jax|data_pipelines|eval)/[\w/]+\.\w+", text
+    ):
+        assert _PLACEHOLDER.search(path) or (REPOSITORY / path).exists(), path
+    targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:`|^)make (\w+)", text, re.MULTILINE)) <= set(targets)
+    for file, words in re.findall(r"pytest (tests/\w+\.py) -k (\w+)", text):
+        assert words in (REPOSITORY / file).read_text()
+    scripts = re.findall(r"^ +(hrnet-\w+) = ([\w.]+):main$", (REPOSITORY / "setup.cfg").read_text(), re.MULTILINE)
+    assert set(re.findall(r"\bhrnet-(?:train|evaluate|launch|predict|convert|export|report|prepare)\b", text)) <= {
+        name for name, _ in scripts
+    }
+    for inline in _INLINE.findall(_BLOCK.sub("", text)):
+        if inline.startswith(('"--config.', "--config.")) and not _PLACEHOLDER.search(inline):
+            arguments = shlex.split(inline)
+            if all(re.match(r"--config\.[\w.]+=.+", argument) for argument in arguments):
+                check_config(arguments)
+
+
+SMALL = ("--coco_train=8", "--coco_val=2", "--aic_train=1", "--processes=1")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder as the pages find it after `make quickstart` and an export, but small."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "configs").symlink_to(REPOSITORY / "configs")
+    run("data_pipelines.synthetic", "--root", "runs/synthetic", *SMALL, cwd=place)
+    run(
+        *("hrnet_jax.train", "--config", "configs/coco.py:runlocal", "--workdir", "runs/quickstart"),
+        *("--config.data.root=runs/synthetic", "--config.codec.input_size=(96,96)"),
+        *("--config.batch_size=8", "--config.eval.batch_size=8"),
+        cwd=place,
+    )
+    run("hrnet_jax.export", "--checkpoint", "runs/quickstart", "--output", "runs/quickstart_export", cwd=place)
+    shutil.copy(next((place / "runs/synthetic/coco/val2017").iterdir()), place / "photo.jpg")
+    return place
+
+
+@pytest.mark.parametrize("page", [name for name, path in RUN.items() if blocks(path, "python")])
+def test_python_runs(place, page):
+    """The blocks of a page, one after the other, in one namespace."""
+    code = "\n".join(blocks(RUN[page], "python"))
+    done = subprocess.run(
+        [sys.executable, "-"], input=code, cwd=place, env=os.environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{page}\n{done.stderr}"
