@@ -143,6 +143,8 @@ def test_what_is_named_exists(page):
                 check_config(arguments)
 
 
+# Most of the time is XLA's; these programs run for a moment only.
+COMPILE_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SMALL = ("--coco_train=8", "--coco_val=2", "--aic_train=1", "--processes=1")
 
 
@@ -157,8 +159,10 @@ def place(tmp_path_factory):
         *("--config.data.root=runs/synthetic", "--config.codec.input_size=(96,96)"),
         *("--config.batch_size=8", "--config.eval.batch_size=8"),
         cwd=place,
+        **COMPILE_QUICKLY,
     )
-    run("hrnet_jax.export", "--checkpoint", "runs/quickstart", "--output", "runs/quickstart_export", cwd=place)
+    export = ["hrnet_jax.export", "--checkpoint", "runs/quickstart", "--output", "runs/quickstart_export"]
+    run(*export, cwd=place, **COMPILE_QUICKLY)
     shutil.copy(next((place / "runs/synthetic/coco/val2017").iterdir()), place / "photo.jpg")
     return place
 
@@ -168,6 +172,12 @@ def test_python_runs(place, page):
     """The blocks of a page, one after the other, in one namespace."""
     code = "\n".join(blocks(RUN[page], "python"))
     done = subprocess.run(
-        [sys.executable, "-"], input=code, cwd=place, env=os.environ, capture_output=True, text=True, timeout=300
+        [sys.executable, "-"],
+        input=code,
+        cwd=place,
+        env={**os.environ, **COMPILE_QUICKLY},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, f"{page}\n{done.stderr}"

@@ -18,6 +18,9 @@ from tests.helpers import REPOSITORY
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 
+# Most of the time is XLA's; these programs run for a moment only.
+COMPILE_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
 # Executes cells as Jupyter does, in one namespace; counts the pictures that it would show. Ends with one line of JSON.
 EXECUTE = """
 import ast, json, sys
@@ -47,7 +50,7 @@ def execute(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", EXECUTE, str(NOTEBOOKS / f"{name}.ipynb"), code],
             cwd=tmp_path / "notebooks",
-            env={**os.environ, "HRNET_JAX_SHORT": "1"},
+            env={**os.environ, "HRNET_JAX_SHORT": "1", **COMPILE_QUICKLY},
             capture_output=True,
             text=True,
             timeout=600,
