@@ -41,6 +41,8 @@ from hrnet_jax.train import make_train_step, start
 # kernel's gradients, relative distance of the losses. A convolution that computes something else is far outside.
 TOLERANCES = {"gradients": 0.25, "cosine": 0.9, "loss": 0.02}
 
+Gradients = dict[str, np.ndarray]  # by the parameter's name
+
 
 def measure(step: str, config: ConfigDict, steps: int, repeats: int) -> dict[str, Any]:
     """A row of the table."""
@@ -86,29 +88,33 @@ def ceilings() -> dict[str, Any]:
 
 
 def check(config: ConfigDict) -> dict[str, Any]:
-    """How far gradients and loss of the bfloat16 training step are from those of the float32 one; see TOLERANCES."""
-    results = {}
+    """How far gradients and loss of the bfloat16 training step are from those of the float32 one."""
+    results = []
     for dtype, precision in (("float32", "highest"), ("bfloat16", "default")):
         config.model.dtype = dtype
         with jax.default_matmul_precision(precision):
-            results[dtype] = gradients(config)
-    (exact, exact_loss), (rounded, rounded_loss) = results["float32"], results["bfloat16"]
-    square = {name: float(np.sum(np.square(g, dtype=np.float64))) for name, g in exact.items()}
-    error = {name: float(np.sum(np.square(rounded[name] - g, dtype=np.float64))) for name, g in exact.items()}
+            results.append(gradients(config))
+    return compare(*results)
+
+
+def compare(exact: tuple[Gradients, float], rounded: tuple[Gradients, float]) -> dict[str, Any]:
+    """Compares gradients and loss with exact ones: the three figures of TOLERANCES, and whether they are within."""
+    (truth, loss), (found, found_loss) = exact, rounded
+    square = sum(float(np.sum(np.square(g, dtype=np.float64))) for g in truth.values())
+    error = sum(float(np.sum(np.square(found[name] - g, dtype=np.float64))) for name, g in truth.items())
     # Of kernels: in BatchNorm's gradients what is left of sums that nearly cancel is rounding.
-    cosines = {name: _cosine(rounded[name], g) for name, g in exact.items() if g.ndim == 4}
+    cosines = {name: _cosine(found[name], g) for name, g in truth.items() if g.ndim == 4}
     worst = min(cosines, key=cosines.__getitem__)
-    figures = {
-        "gradients": (sum(error.values()) / sum(square.values())) ** 0.5,
-        "cosine": cosines[worst],
-        "loss": abs(rounded_loss - exact_loss) / exact_loss,
-    }
-    good = {name: value >= limit if name == "cosine" else value <= limit for name, limit in TOLERANCES.items()
-            for value in [figures[name]]}  # fmt: skip
-    return {**figures, "worst": worst, "tolerances": TOLERANCES, "agrees": all(good.values())}
+    figures = {"gradients": (error / square) ** 0.5, "cosine": cosines[worst], "loss": abs(found_loss - loss) / loss}
+    agrees = (
+        figures["gradients"] <= TOLERANCES["gradients"]
+        and figures["cosine"] >= TOLERANCES["cosine"]
+        and figures["loss"] <= TOLERANCES["loss"]
+    )
+    return {**figures, "worst": worst, "tolerances": TOLERANCES, "agrees": agrees}
 
 
-def gradients(config: ConfigDict) -> tuple[dict[str, np.ndarray], float]:
+def gradients(config: ConfigDict) -> tuple[Gradients, float]:
     """The gradients that the trainer's step hands to the optimizer, by name, and the loss."""
     model = create_model(config.model)
     # An optimizer whose state is what it was given last.

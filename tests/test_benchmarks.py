@@ -149,26 +149,21 @@ def test_the_benchmark_of_one_device(tmp_path):
     assert f"| train | tiny 96x96 | 4 | {rows[1]['images_per_second']:.0f} |" in done.stdout
 
 
-def test_gradients_in_bfloat16_agree_and_a_wrong_convolution_does_not(config, monkeypatch):
-    config = experiment("tiny", (96, 96), "float32", 8)
-    result = benchmark.check(config)
+def test_gradients_in_bfloat16_agree_and_those_of_a_faulty_kernel_do_not():
+    exact, rounded = (benchmark.gradients(experiment("tiny", (96, 96), dtype, 8)) for dtype in ("float32", "bfloat16"))
+    result = benchmark.compare(exact, rounded)
     assert result["agrees"]
     assert 0.001 < result["gradients"] < benchmark.TOLERANCES["gradients"]
 
-    # What a faulty kernel would do: one convolution's gradient is another one's.
-    gradients = benchmark.gradients
-
-    def faulty(config):
-        found, loss = gradients(config)
-        if config.model.dtype == "bfloat16":
-            name = "backbone.stage4.0.branches.0.0.conv2.weight"
-            found[name] = found[name][::-1]
-        return found, loss
-
-    monkeypatch.setattr(benchmark, "gradients", faulty)
-    result = benchmark.check(config)
+    found, loss = rounded
+    name = "backbone.stage4.0.branches.0.0.conv2.weight"
+    result = benchmark.compare(exact, ({**found, name: found[name][::-1]}, loss))
     assert not result["agrees"]
-    assert result["worst"] == "backbone.stage4.0.branches.0.0.conv2.weight"
+    assert result["worst"] == name
+    assert not benchmark.compare(exact, (found, loss * 1.1))["agrees"]
+    # Every cosine as it should be, and the whole too long.
+    longer = {name: gradient * 1.5 for name, gradient in found.items()}
+    assert not benchmark.compare(exact, (longer, loss))["agrees"]
 
 
 def test_what_finds_no_time_says_so(tmp_path):

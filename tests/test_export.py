@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 
@@ -252,27 +251,6 @@ def test_the_examples_crop_is_the_pipelines(warp, box):
     off = np.abs(model.crop(image, view.center, scale) - expected)
     assert off.max() <= 5
     assert off.mean() < 0.2
-
-
-def test_orbax_alone_reads_the_best_checkpoint(workdir, tmp_path):
-    """By the page's own lines."""
-    (lines,) = re.findall(
-        r"```python\n(import pathlib\n\nimport orbax.*?)```", (REPOSITORY / "docs/export.md").read_text(), re.S
-    )
-    refused = REFUSED - {"orbax", "flax", "optax"}
-    script = WITHOUT.format(refused=refused) + lines.replace("runs/quickstart", str(workdir))
-    trained = checkpoint.load(workdir)
-    name, mean = "backbone.conv1.weight", "backbone.bn1.running_mean"
-    script += f"""
-averages = ocp.StandardCheckpointer().restore(step / "ema")
-print(len(params), len(stats), float(averages["params"]["{name}"].sum()), float(averages["stats"]["{mean}"].sum()))
-"""
-    (tmp_path / "script.py").write_text(script)
-    command = [sys.executable, "-I", "script.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=plain_environment(), check=True, capture_output=True, text=True)
-    found = [float(number) for number in done.stdout.split()]
-    assert found[:2] == [len(trained.params), len(trained.stats)]
-    assert found[2:] == pytest.approx([float(trained.params[name].sum()), float(trained.stats[mean].sum())], rel=1e-4)
 
 
 def test_the_example_command(folder, people, tmp_path):
