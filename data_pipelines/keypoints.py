@@ -49,14 +49,13 @@ class KeypointSet:
     skeleton: tuple[tuple[str, str], ...]
 
     def __post_init__(self) -> None:
-        texts = (*self.names, *self.upper_body, *itertools.chain(*self.flip_pairs, *self.skeleton))
-        if not self.names or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"keypoint set {self.name!r}: has no names, or some that are no strings")
+        if not self.names:
+            raise InputError(f"keypoint set {self.name!r}: has no names")
         if len(set(self.names)) != len(self.names):
             raise InputError(f"keypoint set {self.name!r}: names repeat: {self.names}")
         if len(self.sigmas) != len(self.names):
             raise InputError(f"keypoint set {self.name!r}: {len(self.sigmas)} sigmas for {len(self.names)} names")
-        if not all(isinstance(sigma, (int, float)) and 0 < sigma < math.inf for sigma in self.sigmas):
+        if not all(0 < sigma < math.inf for sigma in self.sigmas):
             raise InputError(f"keypoint set {self.name!r}: sigmas must be numbers above 0")
         used = {name for pair in self.flip_pairs + self.skeleton for name in pair} | set(self.upper_body)
         if unknown := sorted(used - set(self.names)):
@@ -194,8 +193,12 @@ def _from_attributes(attributes: dict[str, Any]) -> KeypointSet:
     sound = isinstance(name, str) and all(isinstance(value, (list, tuple)) for value in lists)
     if not sound or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in (*flip_pairs, *skeleton)):
         raise InputError(f"keypoint set {name!r}: its attributes are no lists, or its pairs no pairs")
+    if not all(isinstance(sigma, (int, float)) for sigma in sigmas):
+        raise InputError(f"keypoint set {name!r}: sigmas must be numbers above 0")
+    if not all(isinstance(text, str) for text in (*names, *upper_body, *itertools.chain(*flip_pairs, *skeleton))):
+        raise InputError(f"keypoint set {name!r}: some of its names are no strings")
     pairs, lines = (tuple((a, b) for a, b in both) for both in (flip_pairs, skeleton))
-    return KeypointSet(name, tuple(names), tuple(sigmas), pairs, tuple(upper_body), lines)
+    return KeypointSet(name, tuple(names), tuple(map(float, sigmas)), pairs, tuple(upper_body), lines)
 
 
 @dataclasses.dataclass(frozen=True)

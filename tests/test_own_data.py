@@ -144,6 +144,8 @@ def test_the_stored_model_knows_its_keypoints(place, dog, monkeypatch, capsys):
         ({"flip_pairs": [["nose", "beak"]]}, "unknown keypoints"),
         ({"sigmas": [0.1, -1.0]}, "above 0"),
         ({"sigmas": ["0.1", 0.1]}, "above 0"),
+        ({"names": ["nose", 1]}, "no strings"),
+        ({"names": [], "sigmas": [], "skeleton": []}, "no names"),
         ({"colour": 1}, "a keypoint set has"),
     ],
 )
