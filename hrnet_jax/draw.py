@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
@@ -18,8 +17,6 @@ from data_pipelines.annotations import Instances
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet
 from hrnet_jax import metrics as metric_files
-
-matplotlib.use("Agg")
 
 # A drawn picture's longest side, in pixels.
 LONGEST = 2048

@@ -17,9 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Real
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
@@ -32,44 +30,14 @@ from data_pipelines.types import Batch
 from eval import coco
 from hrnet_jax import checkpoint, cli, draw
 from hrnet_jax import config as config_lib
-from hrnet_jax.codecs import Codec, create_codec
+from hrnet_jax.codecs import create_codec
+from hrnet_jax.inference import make_eval_step, to_image
 from hrnet_jax.mesh import create_mesh, gather_hosts, host_part, is_main_host, replicated, shard_batch
 from hrnet_jax.models import Network, abstract_model, unstack
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.state import Arrays
 
-# ImageNet's mean and standard deviation on the 0..255 scale, RGB.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
-
 logger = logging.getLogger(__name__)
-
-
-def normalise(images: Real[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
-    """RGB of 0 to 255, uint8 where it comes from files -> float32 with ImageNet's statistics."""
-    return (images.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
-
-
-def make_eval_step(network: Network, codec: Codec, flip_indices: np.ndarray, flip_test: bool) -> Callable:
-    """Compiles crops -> keypoints: two mirrored views, merged heatmaps, decoding.
-
-    Returns:
-      f(params, stats, images of 0 to 255 [B,H,W,3]) -> keypoints [B,K,2] in crop pixels, scores [B,K].
-    """
-
-    @jax.jit
-    def eval_step(params: Arrays, stats: Arrays, images: Real[Array, "b h w 3"]) -> tuple[Array, Array]:
-        images = normalise(images)
-        if flip_test:
-            # Each image beside its mirror image: one pass of the network, and no device needs another's images.
-            images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
-        heatmaps, _ = network(params, stats, images, train=False)
-        if flip_test:
-            mirrored = codec.flip_back(heatmaps[1::2], flip_indices, codec.shift)
-            heatmaps = (heatmaps[0::2] + mirrored) * 0.5
-        return codec.decode(heatmaps)
-
-    return eval_step
 
 
 class Evaluator:
@@ -197,17 +165,6 @@ class Evaluator:
     def _best_possible(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """What the codec makes of the true keypoints: the ceiling of any network."""
         return jax.device_get(self.round_trip(batch["keypoints"], batch["visible"]))
-
-
-def to_image(
-    keypoints: Float[np.ndarray, "batch k 2"],
-    center: Float[np.ndarray, "batch 2"],
-    scale: Float[np.ndarray, "batch 2"],
-    input_size: tuple[int, int],
-) -> Float[np.ndarray, "batch k 2"]:
-    """Crop pixels -> image pixels, the reference's formula (of both warps)."""
-    width_height = np.array(input_size[::-1], np.float32)
-    return keypoints / width_height * scale[:, None] + (center - 0.5 * scale)[:, None]
 
 
 def evaluate(trained: checkpoint.Trained, output: str | os.PathLike) -> dict[str, Any]:

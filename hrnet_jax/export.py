@@ -38,8 +38,8 @@ from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_mat
 from hrnet_jax import checkpoint, cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.evaluate import make_eval_step
 from hrnet_jax.folder import MODEL, check_free, save_folder
+from hrnet_jax.inference import make_eval_step
 from hrnet_jax.models import Network, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.state import Arrays

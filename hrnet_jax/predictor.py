@@ -28,8 +28,8 @@ from data_pipelines.keypoints import keypoint_set
 from data_pipelines.transforms import View
 from hrnet_jax import checkpoint
 from hrnet_jax import config as config_lib
-from hrnet_jax.codecs import Codec, create_codec
-from hrnet_jax.evaluate import make_eval_step, to_image
+from hrnet_jax.codecs import create_codec
+from hrnet_jax.inference import make_eval_step, make_heatmap_step, to_image
 from hrnet_jax.models import Network, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.state import mismatches
@@ -109,7 +109,7 @@ class Predictor:
         network = Network.of(abstract_model({**self.config.model, "scan": False}, folded=True))
         self.input_size = self._codec.input_size
         self._step = make_eval_step(network, self._codec, *flip)
-        self._heatmap_step = make_eval_step(network, _undecoded(self._codec), *flip)
+        self._heatmap_step = make_heatmap_step(network, self._codec, *flip)
         self._weights = jax.jit(fold)(*jax.device_put((trained.params, trained.stats), jax.local_devices()[0]))
 
     def __call__(
@@ -199,7 +199,7 @@ class Predictor:
         batch = jax.device_put(np.stack(crops + padding), jax.local_devices()[0])
         answers = self._step(self._weights, {}, batch)
         if heatmaps:
-            answers += self._heatmap_step(self._weights, {}, batch)[:1]
+            answers += (self._heatmap_step(self._weights, {}, batch),)
         return len(crops), answers
 
     def _fetch(self, count: int, answers: tuple[Array, ...]) -> Iterator[tuple[np.ndarray, ...]]:
@@ -269,13 +269,3 @@ def _checked_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:
         if max(abs(box)) > _FARTHEST:
             raise InputError(f"{where} lies outside of any image")
     return array.astype(np.float32)
-
-
-def _undecoded(codec: Codec) -> Codec:
-    """A codec that leaves heatmaps as they are, so that the compiled step's way to them can be used as it is."""
-
-    class Undecoded(type(codec)):  # type: ignore[misc]
-        def decode(self, heatmaps: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b c"]]:
-            return heatmaps, heatmaps.max((1, 2))
-
-    return Undecoded(**dataclasses.asdict(codec))

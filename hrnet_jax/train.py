@@ -32,7 +32,8 @@ from hrnet_jax import config as config_lib
 from hrnet_jax.checkpoint import Checkpoints
 from hrnet_jax.codecs import Codec, create_codec
 from hrnet_jax.convert import initial_backbone
-from hrnet_jax.evaluate import Evaluator, normalise, write
+from hrnet_jax.evaluate import Evaluator, write
+from hrnet_jax.inference import normalise
 from hrnet_jax.mesh import create_mesh, is_main_host, replicated, shard_batch, split_evenly
 from hrnet_jax.models import Network, create_model, state_dict, unstack
 from hrnet_jax.models.state import Arrays

@@ -23,10 +23,11 @@ from hrnet_jax import checkpoint, cli
 from hrnet_jax.checkpoint import Trained
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
-from hrnet_jax.evaluate import evaluate, make_eval_step, to_image
+from hrnet_jax.evaluate import evaluate
 from hrnet_jax.export import FACTS, TOLERANCE, deviation, export
 from hrnet_jax.export_example import Model
 from hrnet_jax.folder import load_folder
+from hrnet_jax.inference import make_eval_step, to_image
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.state import mismatches

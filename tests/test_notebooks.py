@@ -12,7 +12,7 @@ import pytest
 from data_pipelines.keypoints import COCO
 from hrnet_jax import checkpoint
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.evaluate import make_eval_step
+from hrnet_jax.inference import make_eval_step
 from hrnet_jax.models import Network, abstract_model
 from tests.helpers import REPOSITORY
 

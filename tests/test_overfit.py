@@ -12,6 +12,7 @@ from eval.coco import evaluate_results
 from hrnet_jax import checkpoint
 from hrnet_jax.codecs import Udp
 from hrnet_jax.evaluate import Evaluator
+from hrnet_jax.inference import make_eval_step
 from hrnet_jax.mesh import create_mesh
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict
 
@@ -68,8 +69,6 @@ def test_a_flip_moved_by_one_cell_lowers_the_ap(trained, evaluator, monkeypatch)
 
     shifted = Evaluator(trained.config, create_mesh())
     codec = Shifted(**dataclasses.asdict(shifted.codec))
-    from hrnet_jax.evaluate import make_eval_step
-
     network = Network.of(abstract_model(trained.config.model, folded=True))
     shifted.step = make_eval_step(network, codec, COCO.flip_indices, flip_test=True)
     metrics, _ = shifted(trained.params, trained.stats)

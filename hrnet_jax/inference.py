@@ -1,0 +1,71 @@
+"""Crops -> heatmaps -> keypoints in pixels of the image: what evaluation, predict and exports have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Real
+
+from hrnet_jax.codecs import Codec
+from hrnet_jax.models import Network
+from hrnet_jax.models.state import Arrays
+
+# ImageNet's mean and standard deviation on the 0..255 scale, RGB.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+def normalise(images: Real[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
+    """RGB of 0 to 255, uint8 where it comes from files -> float32 with ImageNet's statistics."""
+    return (images.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def make_heatmap_step(network: Network, codec: Codec, flip_indices: np.ndarray, flip_test: bool) -> Callable:
+    """Compiles crops -> heatmaps; with `flip_test` the mean of two mirrored views' heatmaps.
+
+    Returns:
+      f(params, stats, images of 0 to 255 [B,H,W,3]) -> heatmaps [B,h,w,C].
+    """
+
+    @jax.jit
+    def heatmap_step(params: Arrays, stats: Arrays, images: Real[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
+        images = normalise(images)
+        if flip_test:
+            # Each image beside its mirror image: one pass of the network, and no device needs another's images.
+            images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
+        heatmaps, _ = network(params, stats, images, train=False)
+        if flip_test:
+            mirrored = codec.flip_back(heatmaps[1::2], flip_indices, codec.shift)
+            heatmaps = (heatmaps[0::2] + mirrored) * 0.5
+        return heatmaps
+
+    return heatmap_step
+
+
+def make_eval_step(network: Network, codec: Codec, flip_indices: np.ndarray, flip_test: bool) -> Callable:
+    """Compiles crops -> keypoints: `make_heatmap_step`, and decoding in the same program.
+
+    Returns:
+      f(params, stats, images of 0 to 255 [B,H,W,3]) -> keypoints [B,K,2] in crop pixels, scores [B,K].
+    """
+    heatmap_step = make_heatmap_step(network, codec, flip_indices, flip_test)
+
+    @jax.jit
+    def eval_step(params: Arrays, stats: Arrays, images: Real[Array, "b h w 3"]) -> tuple[Array, Array]:
+        return codec.decode(heatmap_step(params, stats, images))
+
+    return eval_step
+
+
+def to_image(
+    keypoints: Float[np.ndarray, "batch k 2"],
+    center: Float[np.ndarray, "batch 2"],
+    scale: Float[np.ndarray, "batch 2"],
+    input_size: tuple[int, int],
+) -> Float[np.ndarray, "batch k 2"]:
+    """Crop pixels -> image pixels, the reference's formula (of both warps)."""
+    width_height = np.array(input_size[::-1], np.float32)
+    return keypoints / width_height * scale[:, None] + (center - 0.5 * scale)[:, None]
