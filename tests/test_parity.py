@@ -19,7 +19,7 @@ from data_pipelines.keypoints import COCO
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.convert import load_torch_state_dict
 from hrnet_jax.inference import MEAN, STD, make_eval_step, normalise, to_image
-from hrnet_jax.models import Network, abstract_model, create_model, state_dict
+from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
 from hrnet_jax.train import learning_rate, make_train_step, start
 from tests.parity_table import record
@@ -114,26 +114,29 @@ def test_forward(golden, name):
 
 @pytest.fixture(scope="module")
 def training(golden, w32):
-    """Six steps of the real training step: their losses, and the states after the first and the fifth."""
+    """Six steps of the real training step: their losses, and the states after each.
+
+    With loops, a third to compile; tests/test_scan.py compares them with the network without.
+    """
     expected = np.load(golden / "train_step_w32.npz")
-    params, stats = state_dict(w32)
     optimizer = optax.adam(5e-4)
     with jax.default_matmul_precision("highest"):
-        step = make_train_step(Network.of(w32), create_codec(MSRA), optimizer, 1)
+        network = Network.of(abstract_model({**W32, "scan": True}))
+        step = make_train_step(network, create_codec(MSRA), optimizer, 1)
         # The step donates its state.
-        params, stats = jax.tree.map(jnp.copy, (params, stats))
-        state = start(params, stats, optimizer, 0.0)
+        params, stats = jax.tree.map(jnp.copy, state_dict(w32))
+        state = jax.jit(network.stack)(start(params, stats, optimizer, 0.0))
         batch = {
             "image": golden_input(0, 2)[1],
             "keypoints": expected["keypoints"],
             "visible": expected["keypoints_visible"],
             "source": np.zeros(2, np.int32),
         }
-        losses, states = [], []
+        by_canonical_name, losses, states = jax.jit(unstack), [], []
         for _ in range(6):
             state, measured = step(state, batch)
             losses.append(float(measured["loss"]))
-            states.append(jax.device_get(state))
+            states.append(jax.device_get(by_canonical_name(state)))
     return losses, states
 
 

@@ -60,7 +60,6 @@ def abstract_model(config: Config, folded: bool = False) -> HRNet:
             group_size=config.get("group_size"),
             folded=folded,
             scan=config.get("scan", False),
-            rngs=nnx.Rngs(0),
         )
     )
 

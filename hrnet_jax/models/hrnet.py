@@ -46,6 +46,16 @@ class Variant:
     blocks: int = 4
 
 
+class _NoKeys:
+    """In the place of nnx.Rngs, which take most of the time that building a model costs: zeros need no key."""
+
+    @staticmethod
+    def params() -> None:
+        return None
+
+
+_ZEROS: Any = {"kernel_init": nnx.initializers.zeros_init(), "rngs": _NoKeys()}
+
 VARIANTS = {
     "w32": Variant(width=32),
     "w48": Variant(width=48),
@@ -58,6 +68,8 @@ VARIANTS = {
 class HRNet(nnx.Module):
     """Backbone and head: images [B, H, W, 3] -> heatmaps [B, H/4, W/4, outputs].
 
+    Kernels are zeros until `hrnet_jax.models.create_model` fills them.
+
     Args:
       variant: the architecture's numbers.
       outputs: heatmap channels.
@@ -65,7 +77,6 @@ class HRNet(nnx.Module):
       group_size: samples over which BatchNorm takes its training statistics; None for the whole batch.
       folded: convolutions with biases in the place of convolutions and BatchNorm (`hrnet_jax.models.fold`).
       scan: whether equal blocks of a branch, and equal modules of a stage, run as loops over stacked arrays.
-      rngs: initialises the convolutions (`create_model` replaces what it draws).
     """
 
     def __init__(
@@ -77,10 +88,9 @@ class HRNet(nnx.Module):
         group_size: int | None = None,
         folded: bool = False,
         scan: bool = False,
-        rngs: nnx.Rngs,
     ):
-        self.backbone = Backbone(variant, nn=Layers(dtype, group_size, folded, scan, rngs))
-        self.head = Head(variant.width, outputs, dtype, rngs)
+        self.backbone = Backbone(variant, nn=Layers(dtype, group_size, folded, scan))
+        self.head = Head(variant.width, outputs, dtype)
 
     def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w outputs"]:
         """Returns heatmaps of normalised RGB images whose height and width are multiples of 32."""
@@ -94,8 +104,8 @@ class HRNet(nnx.Module):
 class Head(nnx.Module):
     """One 1x1 convolution from features to heatmaps."""
 
-    def __init__(self, features: int, outputs: int, dtype: Any, rngs: nnx.Rngs):
-        self.final_layer = nnx.Conv(features, outputs, (1, 1), dtype=dtype, rngs=rngs)
+    def __init__(self, features: int, outputs: int, dtype: Any):
+        self.final_layer = nnx.Conv(features, outputs, (1, 1), dtype=dtype, **_ZEROS)
 
     def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w outputs"]:
         return self.final_layer(x).astype(jnp.float32)
@@ -254,7 +264,6 @@ class Layers:
     group_size: int | None
     folded: bool
     scan: bool
-    rngs: nnx.Rngs
 
     def conv(self, features: int, out: int, kernel: int = 3, stride: int = 1) -> nnx.Conv:
         """A convolution, padded like PyTorch's padding=kernel // 2 (not XLA's SAME)."""
@@ -267,7 +276,7 @@ class Layers:
             use_bias=self.folded,
             dtype=self.dtype,
             conv_general_dilated=conv_general_dilated if self.scan else jax.lax.conv_general_dilated,
-            rngs=self.rngs,
+            **_ZEROS,
         )
 
     def norm(self, features: int) -> nnx.Module:

@@ -12,6 +12,7 @@ would hold `backbone.stage3.0.conv1.weight` to `backbone.stage3.3.conv1.weight` 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -102,28 +103,28 @@ class Network:
         """
         names = [name_of(path) for path, _ in self.variables]
         loops = {name: _members(name) for name in names if _RANGE.search(name)}
-
-        def stack(arrays: Arrays) -> Arrays:
-            stacked = {name: _stacked(name, arrays) for name, members in loops.items() if members[0] in arrays}
-            used = {member for name in stacked for member in loops[name]}
-            return {name: self.stack(value) for name, value in arrays.items() if name not in used} | stacked
-
-        return _map_dicts(stack, tree)
+        return _map_dicts(functools.partial(_stack_dict, loops=loops), tree)
 
 
 def unstack(tree: Any) -> Any:
     """`Network.stack`'s inverse for any model: arrays by canonical name, in every dictionary of a tree."""
+    return _map_dicts(_unstack_dict, tree)
 
-    def unstack_dict(arrays: Arrays) -> Arrays:
-        result: Arrays = {}
-        for name, value in arrays.items():
-            if parts := _parts(name):
-                result |= unstack_dict(dict(zip(parts, _unstacked(value, len(parts)), strict=True)))
-            else:
-                result[name] = unstack(value)
-        return result
 
-    return _map_dicts(unstack_dict, tree)
+def _stack_dict(arrays: Arrays, loops: Mapping[str, list[str]]) -> Arrays:
+    stacked = {name: _stacked(name, arrays) for name, members in loops.items() if members[0] in arrays}
+    used = {member for name in stacked for member in loops[name]}
+    return {name: value for name, value in arrays.items() if name not in used} | stacked
+
+
+def _unstack_dict(arrays: Arrays) -> Arrays:
+    result: Arrays = {}
+    for name, value in arrays.items():
+        if parts := _parts(name):
+            result |= _unstack_dict(dict(zip(parts, _unstacked(value, len(parts)), strict=True)))
+        else:
+            result[name] = value
+    return result
 
 
 def name_of(path: tuple[Any, ...]) -> str:
@@ -160,10 +161,18 @@ def _unstacked(array: Any, count: int) -> list[Any]:
 
 
 def _map_dicts(function: Callable[[Arrays], Arrays], tree: Any) -> Any:
-    def is_dict(node: Any) -> bool:
-        return isinstance(node, dict)
-
-    return jax.tree.map(lambda node: function(node) if is_dict(node) else node, tree, is_leaf=is_dict)
+    """Applies a function to every dictionary of a tree, to those inside of dictionaries first."""
+    if hasattr(tree, "shape"):  # an array, as most of a tree is
+        return tree
+    return jax.tree.map(
+        lambda node: (
+            function({key: _map_dicts(function, value) for key, value in node.items()})
+            if isinstance(node, dict)
+            else node
+        ),
+        tree,
+        is_leaf=lambda node: isinstance(node, dict),
+    )
 
 
 def _flat(state: nnx.State) -> Arrays:
