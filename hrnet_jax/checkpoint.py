@@ -170,6 +170,12 @@ class Trained(NamedTuple):
     stats: dict[str, Any]
     origin: str
 
+    def check(self) -> None:
+        """Raises InputError when the arrays are none of the config's model: keys may be overridden after loading."""
+        params, stats = state_dict(abstract_model(self.config.model))
+        if problems := mismatches({**self.params, **self.stats}, {**params, **stats}):
+            raise InputError(f"{self.origin}: {len(problems)} arrays do not fit the config, for one: {problems[0]}")
+
 
 def load(path: str | os.PathLike) -> Trained:
     """Loads the best checkpoint of a work directory (the newest when nothing was evaluated yet), or a converted folder.

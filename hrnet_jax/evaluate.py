@@ -174,6 +174,7 @@ def evaluate(trained: checkpoint.Trained, output: str | os.PathLike) -> dict[str
     """
     config = trained.config
     config_lib.check(config)
+    trained.check()
     mesh = create_mesh()
     config_lib.check_devices(config, mesh.size)
     evaluator = Evaluator(config, mesh)

@@ -30,9 +30,8 @@ from hrnet_jax import checkpoint
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference import make_eval_step, make_heatmap_step, to_image
-from hrnet_jax.models import Network, abstract_model, state_dict
+from hrnet_jax.models import Network, abstract_model
 from hrnet_jax.models.fold import fold
-from hrnet_jax.models.state import mismatches
 
 BATCH_SIZE = 16
 
@@ -101,11 +100,8 @@ class Predictor:
             config_lib.check(self.config)
             self.keypoint_set = keypoint_set(self.config.model.keypoints)
             self._codec = create_codec(self.config.codec)
-            model = abstract_model(self.config.model)
             flip = self.keypoint_set.flip_indices, bool(self.config.eval.flip_test)
-        params, stats = state_dict(model)
-        if problems := mismatches({**trained.params, **trained.stats}, {**params, **stats}):
-            raise InputError(f"{self.origin}: {len(problems)} arrays do not fit the config, for one: {problems[0]}")
+            trained.check()
         network = Network.of(abstract_model({**self.config.model, "scan": False}, folded=True))
         self.input_size = self._codec.input_size
         self._step = make_eval_step(network, self._codec, *flip)

@@ -18,7 +18,7 @@ from eval.coco import METRICS
 from hrnet_jax import checkpoint, draw
 from hrnet_jax.box_files import read_boxes
 from hrnet_jax.config import load_config
-from hrnet_jax.evaluate import Evaluator
+from hrnet_jax.evaluate import Evaluator, evaluate
 from hrnet_jax.folder import save_folder
 from hrnet_jax.mesh import create_mesh
 from hrnet_jax.models import abstract_model, initial_arrays, state_dict
@@ -237,6 +237,8 @@ def test_damaged_models_get_one_line(folder, tmp_path):
     trained.config.model.variant = "small"
     with pytest.raises(InputError, match="arrays do not fit the config"):
         Predictor(trained)
+    with pytest.raises(InputError, match="arrays do not fit the config"):
+        evaluate(trained, tmp_path / "evaluated")
     with pytest.raises(InputError, match="batch_size=0"):
         Predictor(trained, batch_size=0)
 
