@@ -132,21 +132,20 @@ def test_torch_predicts_our_keypoints(both, torch, config):
 def test_the_benchmark_of_one_device(tmp_path):
     output = tmp_path / "model.json"
     done = run(
-        *("benchmarks.model", "--variants", "tiny", "--sizes", "96x96", "--batches", "2,4", "--steps", "train,folded"),
+        *("benchmarks.model", "--variants", "tiny", "--sizes", "96x96", "--batches", "4", "--steps", "train,folded"),
         *("--dtype", "float32", "--steps-each", "1", "--repeats", "2", "--json", output),
     )
     record = json.loads(output.read_text())
     rows = record["rows"]
-    assert [(r["step"], r["batch_size"]) for r in rows] == [("train", 2), ("train", 4), ("folded", 2), ("folded", 4)]
+    assert [(r["step"], r["batch_size"]) for r in rows] == [("train", 4), ("folded", 4)]
     for row in rows:
         assert row["images_per_second"] == pytest.approx(row["batch_size"] / row["step_seconds"])
         assert len(row["step_seconds_all"]) == 2
         assert row["compile_seconds"] > 0
-    train, folded = (row["flops"] / row["batch_size"] for row in rows[1::2])
+    train, folded = (row["flops"] for row in rows)
     assert 1.2 < train / folded < 2  # three passes of one view, one pass of two views
-    assert rows[1]["flops"] == pytest.approx(2 * rows[0]["flops"], rel=0.05)
     assert all(record["ceilings"][key] > 1e6 for key in ("copy_bytes_per_second", "matmul_flops_per_second"))
-    assert f"| train | tiny 96x96 | 4 | {rows[1]['images_per_second']:.0f} |" in done.stdout
+    assert f"| train | tiny 96x96 | 4 | {rows[0]['images_per_second']:.0f} |" in done.stdout
 
 
 def test_gradients_in_bfloat16_agree_and_those_of_a_faulty_kernel_do_not():
