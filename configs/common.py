@@ -92,6 +92,7 @@ def recipe(
     c.model.maps_per_keypoint = 1
     c.model.dtype = "float32"
     c.model.group_size = 64  # samples that share BatchNorm statistics; 0: the whole batch
+    c.model.pack = False  # columns side by side in a TPU's lanes: less memory traffic below 128 images a chip
     c.model.scan = False  # equal blocks and modules as loops: a third of the compiling, more memory
 
     c.codec = ConfigDict()

@@ -61,7 +61,7 @@ FREE_KEYS = (
         "data.eval",
     ),
     *("eval", "checkpoint", "log_every", "epochs", "init", "cache_dir"),
-    *("devices", "accumulate", "profile", "max_skipped", "model.scan"),
+    *("devices", "accumulate", "profile", "max_skipped", "model.scan", "model.pack"),
 )
 
 

@@ -27,8 +27,9 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
     Args:
       config: `variant` (a name in VARIANTS), `keypoints` (a keypoint set or its name), and optionally
         `maps_per_keypoint` (1; the UDP-combined codec has 3), `dtype` ("float32", or "bfloat16" compute with
-        float32 parameters), `group_size` (samples over which BatchNorm takes its statistics; None: the batch) and
-        `scan` (False; True runs equal blocks and modules as loops: less to compile, the same results).
+        float32 parameters), `group_size` (samples over which BatchNorm takes its statistics; None: the batch),
+        `scan` (False; True runs equal blocks and modules as loops: less to compile, the same results) and `pack`
+        (False; True puts columns side by side in a TPU's lanes: less memory traffic, the same results).
       seed: of the initial parameters; each array depends on the seed and its own name only.
 
     Returns:
@@ -60,6 +61,7 @@ def abstract_model(config: Config, folded: bool = False) -> HRNet:
             group_size=config.get("group_size"),
             folded=folded,
             scan=config.get("scan", False),
+            pack=config.get("pack", False),
         )
     )
 

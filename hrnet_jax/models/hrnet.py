@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from hrnet_jax.models import convolution, packing
 from hrnet_jax.models.batch_norm import BatchNorm, average_groups
-from hrnet_jax.models.convolution import conv_general_dilated
 from hrnet_jax.models.repeat import Repeat
 
 
@@ -77,6 +77,7 @@ class HRNet(nnx.Module):
       group_size: samples over which BatchNorm takes its training statistics; None for the whole batch.
       folded: convolutions with biases in the place of convolutions and BatchNorm (`hrnet_jax.models.fold`).
       scan: whether equal blocks of a branch, and equal modules of a stage, run as loops over stacked arrays.
+      pack: whether neighbouring columns share a TPU's lanes (`hrnet_jax.models.packing`).
     """
 
     def __init__(
@@ -88,8 +89,9 @@ class HRNet(nnx.Module):
         group_size: int | None = None,
         folded: bool = False,
         scan: bool = False,
+        pack: bool = False,
     ):
-        self.backbone = Backbone(variant, nn=Layers(dtype, group_size, folded, scan))
+        self.backbone = Backbone(variant, nn=Layers(dtype, group_size, folded, scan, pack))
         self.head = Head(variant.width, outputs, dtype)
 
     def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w outputs"]:
@@ -105,14 +107,15 @@ class Head(nnx.Module):
     """One 1x1 convolution from features to heatmaps."""
 
     def __init__(self, features: int, outputs: int, dtype: Any):
+        self.features = features
         self.final_layer = nnx.Conv(features, outputs, (1, 1), dtype=dtype, **_ZEROS)
 
-    def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w outputs"]:
-        return self.final_layer(x).astype(jnp.float32)
+    def __call__(self, x: Float[Array, "batch h w2 lanes"]) -> Float[Array, "batch h w outputs"]:
+        return self.final_layer(packing.repack(x, self.features, columns=1)).astype(jnp.float32)
 
 
 class Backbone(nnx.Module):
-    """The four stages; returns the high-resolution branch's features [B, H/4, W/4, width]."""
+    """The four stages; returns the high-resolution branch's features [B, H/4, W/4, width], packed where maps are."""
 
     def __init__(self, variant: Variant, nn: Layers):
         stem, width = variant.stem, variant.width
@@ -204,7 +207,7 @@ class Bottleneck(nnx.Module):
         if features != 4 * width:
             self.downsample = ConvBN(features, 4 * width, nn, kernel=1, relu=False)
 
-    def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w out"]:
+    def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w2 out"]:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = jax.nn.relu(self.bn2(self.conv2(y)))
         return jax.nn.relu(self.downsample(x) + self.bn3(self.conv3(y)))
@@ -225,12 +228,13 @@ class ConvBN(nnx.Module):
     ):
         self.conv, self.bn = nn.conv(features, out, kernel, stride), nn.norm(out)
         self.relu, self.upsample = relu, upsample
+        self.out, self.packed = out, nn.packed
 
     def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h2 w2 out"]:
         x = self.bn(self.conv(x))
         if self.relu:
             x = jax.nn.relu(x)
-        return upsample_nearest(x, self.upsample) if self.upsample > 1 else x
+        return upsample_nearest(x, self.upsample, self.out, self.packed) if self.upsample > 1 else x
 
 
 class Identity(nnx.Module):
@@ -249,11 +253,15 @@ def chain(steps: Any, x: Array) -> Array:
     return x
 
 
-def upsample_nearest(x: Float[Array, "batch h w c"], factor: int) -> Float[Array, "batch h2 w2 c"]:
+def upsample_nearest(
+    x: Float[Array, "batch h w lanes"], factor: int, features: int, packed: bool
+) -> Float[Array, "batch h2 w2 lanes2"]:
     """Repeats every pixel factor x factor times; as a broadcast, so that its gradient is a sum and not a scatter."""
+    x = packing.repack(x, features, columns=1)
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, factor, w, factor, c))
-    return x.reshape(b, h * factor, w * factor, c)
+    x = x.reshape(b, h * factor, w * factor, c)
+    return packing.repack(x, c, packing.columns_in_lanes(c, w * factor)) if packed else x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +272,7 @@ class Layers:
     group_size: int | None
     folded: bool
     scan: bool
+    pack: bool
 
     def conv(self, features: int, out: int, kernel: int = 3, stride: int = 1) -> nnx.Conv:
         """A convolution, padded like PyTorch's padding=kernel // 2 (not XLA's SAME)."""
@@ -275,9 +284,19 @@ class Layers:
             padding=kernel // 2,
             use_bias=self.folded,
             dtype=self.dtype,
-            conv_general_dilated=conv_general_dilated if self.scan else jax.lax.conv_general_dilated,
+            conv_general_dilated=self._function(),
             **_ZEROS,
         )
+
+    @property
+    def packed(self) -> bool:
+        """Whether maps are; folded networks, which infer, are not."""
+        return self.pack and not self.folded
+
+    def _function(self) -> Any:
+        if self.packed:
+            return packing.conv_general_dilated
+        return convolution.conv_general_dilated if self.scan else jax.lax.conv_general_dilated
 
     def norm(self, features: int) -> nnx.Module:
         """BatchNorm over sample groups, where the convolution has not taken it in."""
