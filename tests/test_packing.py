@@ -55,28 +55,38 @@ def test_convolutions_and_their_gradients(features, out, kernel, stride, width):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_the_network_is_the_same(train):
-    """Heatmaps, moved statistics and gradients of a network with odd and even widths of its branches."""
-    images = jax.random.normal(jax.random.key(1), (4, 64, 96, 3))
-    results = []
+@pytest.fixture(scope="module")
+def both():
+    """A network without and with packed maps, its arrays, and images that give branches odd and even widths."""
+    networks = []
     for pack in (False, True):
         model = create_model({"variant": "tiny", "keypoints": "coco", "group_size": 2, "pack": pack}, seed=1)
-        network, (params, stats) = Network.of(model), state_dict(model)
+        networks.append(Network.of(model))
+    return networks, *state_dict(model), jax.random.normal(jax.random.key(1), (4, 64, 96, 3))
 
-        @jax.jit
-        def run(params, stats, network=network):
-            def loss(params):
-                heatmaps, moved = network(params, stats, images, train=train)
-                return jnp.square(heatmaps * 1e3).mean(), (heatmaps, moved)
 
-            return jax.grad(loss, has_aux=True)(params)
+def test_the_network_infers_the_same(both):
+    networks, params, stats, images = both
+    theirs, ours = (
+        jax.jit(network, static_argnames="train")(params, stats, images, train=False)[0] for network in networks
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
-        results.append(run(params, stats))
-    (gradients, (heatmaps, moved)), (ours, (our_heatmaps, our_moved)) = results
+
+def test_the_network_trains_the_same(both):
+    networks, params, stats, images = both
+    results = []
+    for network in networks:
+
+        def loss(params, network=network):
+            heatmaps, moved = network(params, stats, images, train=True)
+            return jnp.square(heatmaps * 1e3).mean(), (heatmaps, moved)
+
+        results.append(jax.jit(jax.grad(loss, has_aux=True))(params))
+    (gradients, (heatmaps, moved)), (our_gradients, (our_heatmaps, our_moved)) = results
     np.testing.assert_allclose(our_heatmaps, heatmaps, atol=1e-4 * np.abs(heatmaps).max())
     for name, array in moved.items():
         np.testing.assert_allclose(our_moved[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
     for name, array in gradients.items():
-        distance = np.linalg.norm(ours[name] - array) / (np.linalg.norm(array) + 1e-6)
+        distance = np.linalg.norm(our_gradients[name] - array) / (np.linalg.norm(array) + 1e-6)
         assert distance < 2e-3, name
