@@ -1,4 +1,4 @@
-# make quickstart   install, render synthetic data, train, evaluate: about ten minutes on two cores
+# make quickstart   install, render synthetic data, train, evaluate: about six minutes on two cores
 # make test         the tests
 # make install      .venv with pinned versions
 

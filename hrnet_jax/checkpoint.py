@@ -207,7 +207,9 @@ def stored_config(path: str | os.PathLike) -> ConfigDict:
     """The config that a work directory or a converted folder carries. Raises InputError when there is none, or half."""
     storage.check_bucket(path)
     if not epath.Path(path).is_dir():
-        raise InputError(f"{path}: no such folder; --checkpoint takes a work directory or a converted folder")
+        raise InputError(
+            f"{path}: no such folder; --checkpoint takes a work directory, or a converted or exported folder"
+        )
     file = epath.Path(path) / "config.json"
     config = config_lib.from_json(file)
     config_lib.check_keys(config, str(file), "add them to this file")

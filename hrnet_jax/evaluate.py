@@ -202,7 +202,7 @@ def write(
 def main() -> None:
     """The command line."""
     options: cli.Options = {
-        "checkpoint": (None, "work directory, or converted folder"),
+        "checkpoint": (None, "work directory, or converted or exported folder"),
         "output": (None, "folder for metrics.json, keypoints.json and predictions.png"),
         "distributed": cli.DISTRIBUTED,
     }

@@ -270,7 +270,7 @@ hrnet_jax evaluates and trains on.
 def main() -> None:
     """The command line."""
     options: cli.Options = {
-        "checkpoint": (None, "work directory, or converted folder"),
+        "checkpoint": (None, "work directory, or converted or exported folder"),
         "output": (None, "new folder"),
         "dtype": ("float32", f"the program's arithmetic: {' or '.join(TOLERANCE)}"),
     }

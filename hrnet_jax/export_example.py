@@ -42,6 +42,9 @@ class Model:
           keypoints [people, K, 2], (x, y) in image pixels, pixel centres at integers; scores [people, K].
         """
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        if not len(boxes):
+            names = self.facts["keypoints"]["names"]
+            return np.zeros((0, len(names), 2), np.float32), np.zeros((0, len(names)), np.float32)
         centers = boxes[:, :2] + boxes[:, 2:] / 2
         scales = np.stack([self.crop_scale(*box[2:]) for box in boxes])
         crops = np.stack([self.crop(image, *view) for view in zip(centers, scales, strict=True)])
@@ -88,7 +91,7 @@ def main():
     """The command line."""
     from PIL import Image, ImageOps
 
-    if len(sys.argv) < 3:
+    if len(sys.argv) < 3 or any(box.count(",") != 3 for box in sys.argv[2:]):
         sys.exit(__doc__)
     model = Model(pathlib.Path(__file__).parent)
     image = np.asarray(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"))

@@ -193,11 +193,17 @@ def packed(source: str):
 def plan(options: argparse.Namespace) -> list[list[str]]:
     """The commands of a run that is never preempted."""
     tpu = Tpu(options)
+    watch = [tpu.ssh(status_command()), tpu.ssh(f"tail -c +1 {RUN}/log", worker="0")]
+    if options.command == "watch":
+        return watch
+    if options.command == "delete":
+        return [tpu.delete()]
     archive = ["git", "-C", options.source, "archive", "--format=tar.gz", f"--output={ARCHIVE}", "HEAD"]
     create = [tpu.create(), tpu.describe(), archive, tpu.copy(ARCHIVE), tpu.ssh(unpack_command(options))]
-    watch = [tpu.ssh(status_command()), tpu.ssh(f"tail -c +1 {RUN}/log", worker="0")]
-    run = [*create, tpu.ssh(start_command(options.arguments)), *watch]
-    return {"create": create, "run": run, "resume": run, "watch": watch, "delete": [tpu.delete()]}[options.command]
+    if options.command == "create":
+        return create
+    deleted = [tpu.delete()] if options.delete else []
+    return [*create, tpu.ssh(start_command(options.arguments)), *watch, *deleted]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -269,6 +275,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.arguments = training
     if options.command in ("create", "run", "resume") and not options.type:
         raise LaunchError("--type is missing: the accelerator, as v5litepod-8")
+    if options.spot and options.reserved:
+        raise LaunchError("--spot and --reserved: a TPU is one or the other")
     if options.command in ("run", "resume"):
         given = {argument.partition("=")[0] for argument in training}
         if missing := [name for name in ("--config", "--workdir") if name not in given]:

@@ -138,6 +138,9 @@ def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
         boxes = read_boxes(path, labels, values["annotations"], numbers["box_threshold"])
         if source.names and boxes.same is None and not any(boxes.of(name)[0] for name in source.names):
             raise InputError(f"{path}: has no box on {source.names[0]}, nor on any other image of {source.path}")
+        others = sorted({name for name in boxes.boxes if isinstance(name, str)} - {*source.names})
+        if others and os.path.isdir(source.path):
+            logger.warning("%s: %d names are no image of %s, for one %s", path, len(others), source.path, others[0])
     with config_errors(values["checkpoint"]):
         trained = checkpoint.load(values["checkpoint"])._replace(config=config)
     predictor = Predictor(trained, batch_size=int(numbers["batch_size"]), max_megapixels=numbers["max_megapixels"])

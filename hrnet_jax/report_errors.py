@@ -52,7 +52,7 @@ def mistakes(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDict)
     try:
         breakdown = _breakdown(folder, metrics, config)
     except InputError as error:
-        return [note(f"Not told: {error}")]
+        return [note(f"Mistakes cannot be told: {error}")]
     counts = breakdown.counts()
     matched = int(breakdown.matched.sum())
     text = (

@@ -287,10 +287,14 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable[[Any], A
 
 
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
-    """Makes a work directory this experiment's. Raises InputError when it is another's, or cannot be written."""
+    """Makes a work directory this experiment's. Raises InputError when it is another's, or cannot be written.
+
+    A start that failed before its first checkpoint leaves the directory to any experiment.
+    """
     storage.check_bucket(workdir)
-    path = workdir / "config.json"
-    if path.exists() and (different := config_lib.differences(config, config_lib.from_json(path))):
+    path, checkpoints = workdir / "config.json", workdir / "checkpoints"
+    begun = path.exists() and checkpoints.is_dir() and any(True for _ in checkpoints.iterdir())
+    if begun and (different := config_lib.differences(config, config_lib.from_json(path))):
         raise InputError(f"{workdir} holds another experiment; take another --workdir, or undo: {'; '.join(different)}")
     try:
         if is_main_host():

@@ -214,6 +214,8 @@ out = {{}}
 for i in range(len(data.files) // 2):
     out[f"k{{i}}"], out[f"s{{i}}"] = model(data[f"i{{i}}"], data[f"b{{i}}"])
 np.savez("out.npz", **out)
+nobody = model(data["i0"], [])
+assert nobody[0].shape == (0, *out["k0"].shape[1:]) and nobody[1].shape == (0, out["s0"].shape[1])
 assert not {REFUSED} & {{name.split(".")[0] for name in sys.modules}}
 """
     (tmp_path / "script.py").write_text(script)

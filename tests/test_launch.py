@@ -196,6 +196,7 @@ def test_hosts_that_do_not_answer_are_no_reason_to_start_anew(cloud, source, tra
     [
         (["run", *TRAINING], "--name"),
         (["run", "--name=a", "--zone=b", *TRAINING], "--type is missing"),
+        (["create", "--name=a", "--zone=b", "--type=v6e-8", "--spot", "--reserved"], "one or the other"),
         (["run", "--name=a", "--zone=b", "--type=v5litepod-8"], "--config and --workdir missing after --"),
         (["create", "--name=a", "--zone=b", "--type=h100-8", "--dry_run"], "give --runtime_version"),
         (["create", "--name=a", "--zone=b", "--type=v5litepod-3"], "not created: ERROR: (gcloud) INVALID_ARGUMENT"),
@@ -236,7 +237,9 @@ def test_the_plan_is_the_commands_of_googles_pages(cloud, capsys):
         *("--accelerator-type=v6e-16", "--runtime-version=v2-alpha-tpuv6e", "--spot"),
     ]
     assert all(line[:4] == ["gcloud", "compute", "tpus", "tpu-vm"] for line in lines[3:])
-    assert launch.main(["delete", *flags]) == 0
+    assert launch.main(["watch", "--name=pose", "--zone=us-x1-a", "--dry_run"]) == 0
+    assert "tail -c +1" in capsys.readouterr().out
+    assert launch.main(["delete", "--name=pose", "--zone=us-x1-a", "--project=mine", "--dry_run"]) == 0
     deletion = ["gcloud", "compute", "tpus", "queued-resources", "delete", "pose", *where, "--force", "--quiet"]
     assert shlex.split(capsys.readouterr().out) == deletion
 

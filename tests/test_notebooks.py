@@ -101,7 +101,7 @@ def test_ablation(execute, tmp_path):
             assert values[-1] == final
     assert set(answer["shown"]) == {"spread", "time"}
 
-    work = tmp_path / "runs/ablation_short"
+    work = tmp_path / "runs/ablation/synthetic_short"
     configs = {path.parent.name: json.loads(path.read_text()) for path in work.glob("*/config.json")}
     assert set(configs) == {f"{codec}-coco_aic-96-seed{seed}" for codec in ("msra", "udp") for seed in (0, 1)}
     assert configs["udp-coco_aic-96-seed1"]["codec"]["name"] == "udp"

@@ -464,11 +464,16 @@ def test_large_images_are_drawn_small(predictor, tmp_path):
 
 
 def test_the_command(folder, people, tmp_path):
-    command = ("hrnet_jax.predict", "--checkpoint", folder, "--output", tmp_path, "--images", people / IMAGES)
+    photos = tmp_path / "photos"
+    shutil.copytree(people / IMAGES, photos)
+    gone = sorted(photos.iterdir())[0]
+    gone.unlink()
+    command = ("hrnet_jax.predict", "--checkpoint", folder, "--output", tmp_path / "out", "--images", photos)
     done = run(*command, "--boxes", people / ANNOTATIONS, "--noflip_test", "--config.eval.keypoint_threshold=0.1")
-    assert "6 images" in done.stdout
-    assert len(records(tmp_path)) == 6
-    assert len(list((tmp_path / "drawn").iterdir())) == 6
+    assert f"1 names are no image of {photos}, for one {gone.name}" in done.stdout
+    assert "5 images" in done.stdout
+    assert len(records(tmp_path / "out")) == 5
+    assert len(list((tmp_path / "out/drawn").iterdir())) == 5
 
 
 @pytest.mark.parametrize(

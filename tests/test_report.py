@@ -334,7 +334,7 @@ def test_data_that_is_gone(copy, people, config, tmp_path):
     assert not page.all("img")
     config.data.root = str(tmp_path / "nowhere")
     page = page_of(copy, config)
-    assert page.text.count("Not told: ") == 2
+    assert page.text.count("Mistakes cannot be told: ") == 2
     assert "nowhere/coco/annotations/person_keypoints_val2017.json: no such file" in page.text
     assert page.table("folder")
 
@@ -386,7 +386,7 @@ def test_damaged_files_are_named(copy, file, content, message):
 def test_damaged_results_are_told_in_the_page(copy, content):
     (copy / "keypoints.json").write_text(content)
     page = page_of(copy)
-    assert page.text.count("Not told: ") == 1
+    assert page.text.count("Mistakes cannot be told: ") == 1
     assert len(page.table("folder")) == 3
 
 
@@ -403,7 +403,7 @@ def test_configs_that_lack_something_get_a_page(copy, config, key, value):
     inner[last] = value
     (copy / "config.json").write_text(json.dumps(broken))
     page = page_of(copy)
-    assert "Not told: " in page.text
+    assert "Mistakes cannot be told: " in page.text
 
 
 def test_no_work_directory(tmp_path):

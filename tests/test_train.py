@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData
 from hrnet_jax import checkpoint, cli, metrics
 from hrnet_jax.checkpoint import Checkpoints
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.config import check_devices, differences, load_config, to_json
+from hrnet_jax.config import check_devices, differences, from_json, load_config, to_json
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, create_model, state_dict
 from hrnet_jax.signals import StopRequest
-from hrnet_jax.train import from_items, learning_rate, make_train_step, start, to_items, train
+from hrnet_jax.train import claim, from_items, learning_rate, make_train_step, start, to_items, train
 from tests.helpers import REPOSITORY, run
 
 FIELDS = ("image", "keypoints", "visible", "source")
@@ -201,11 +202,23 @@ def test_a_finished_run_is_not_trained_again(shared, trained, tmp_path):
 def test_another_experiment_is_refused(shared, tmp_path):
     config = local_config(shared)
     (tmp_path / "config.json").write_text(to_json(config))
+    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
     config.optimizer.learning_rate = 1e-4
     config.data.loader.threads = 4  # free
     with pytest.raises(InputError, match=r"holds another experiment.*optimizer.learning_rate: 0.0001, not 0.0005"):
         train(config, tmp_path)
     assert [d.split(":")[0] for d in differences(config, local_config(shared))] == ["optimizer.learning_rate"]
+
+
+def test_a_start_that_failed_claims_nothing(shared, tmp_path):
+    config = local_config(shared)
+    config.data.root = str(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere"):
+        train(config, tmp_path / "run")
+    config = local_config(shared)
+    config.optimizer.learning_rate = 1e-4
+    claim(epath.Path(tmp_path / "run"), config)
+    assert differences(config, from_json(epath.Path(tmp_path / "run/config.json"))) == []
 
 
 @pytest.mark.parametrize(
