@@ -25,8 +25,8 @@ is in the last column, explained [below](#verified).
 _COMMANDS = """\
 ## Commands
 
-`DATA` holds `coco/` and `aic/` in their usual layouts. What training starts from is a converted folder; the ImageNet backbones
-lie where MMPose's configs name them, below `https://download.openmmlab.com/mmpose/pretrain_models/`:
+`DATA` holds `coco/` and `aic/` in their usual layouts. What training starts from is a converted folder; the ImageNet
+backbones lie where MMPose's configs name them, below `https://download.openmmlab.com/mmpose/pretrain_models/`:
 
 ```
 wget https://download.openmmlab.com/mmpose/pretrain_models/hrnet_w32-36af842e.pth
@@ -34,8 +34,8 @@ python -m hrnet_jax.convert --input hrnet_w32-36af842e.pth --config configs/coco
 ```
 
 and W48's with `configs/coco.py:w48`. The three with other augmentations start from the backbone of the plain W32, as
-in the reference: its published checkpoint (the config's page in MMPose's model zoo links it), converted in the same way.
-(Neither was downloaded here.)
+in the reference: its published checkpoint (the config's page in MMPose's model zoo links it), converted in the same
+way. (Neither was downloaded here.)
 """
 
 

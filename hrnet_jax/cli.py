@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -115,9 +116,12 @@ def parse(
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=[argv[0], *rest])
         unknown = overrides([argv[0], *rest])[1:]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error.args[0]).split())  # ml_collections' suggestions come on a line of their own
-        raise InputError(f"{' '.join(rest)}: {reason}") from None
+    except (AttributeError, KeyError) as error:
+        # ml_collections quotes the key once more for every section around it; a suggestion is on a line of its own.
+        reason = re.sub(r"\\+n", "; ", str(error.args[0])).translate(str.maketrans("", "", "\\'")).strip('"')
+        raise InputError(f"{' '.join(rest)}: unknown key {' '.join(reason.split())}") from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{' '.join(rest)}: {' '.join(str(error.args[0]).split())}") from None
     if unknown:
         raise InputError(f"unknown arguments: {' '.join(unknown)}; --help tells more")
     return values, overrides["config"].value

@@ -144,7 +144,10 @@ def check(config: ConfigDict) -> None:
             f"config.data.input_size={tuple(config.data.input_size)} is not config.codec.input_size={codec.input_size}"
         )
     if config.data.warp != codec.warp:
-        raise InputError(f"config.data.warp={config.data.warp!r}: codec {config.codec.name!r} needs {codec.warp!r}")
+        raise InputError(
+            f"config.data.warp={config.data.warp!r}: codec {config.codec.name!r} needs {codec.warp!r}; "
+            f"a codec's variant sets both, as configs/coco.py:{config.codec.name}"
+        )
     if (theirs := keypoint_set(config.data.keypoints)) != joints:
         raise InputError(f"config.data.keypoints={theirs.name!r} is not config.model.keypoints={joints.name!r}")
     if codec.channels(len(joints)) != len(joints) * config.model.maps_per_keypoint:
