@@ -1,12 +1,14 @@
 # make quickstart   install, render synthetic data, train, evaluate: about six minutes on two cores
 # make test         the tests
+# make benchmark    of the accelerator at hand, against PyTorch: an hour. BENCH=PYTHON: one that has jax and torch for it
 # make install      .venv with pinned versions
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 RUN = .venv/bin/python
+BENCH ?= $(RUN)
 QUICK = runs/quickstart
 
-.PHONY: install quickstart test lint
+.PHONY: install quickstart test lint benchmark
 
 install: .venv/installed
 
@@ -30,3 +32,12 @@ lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+benchmark:
+	mkdir -p runs/benchmarks
+	$(BENCH) -m benchmarks.model --check --variants w32 --sizes 256x192 --batches 64 --minutes 9 --json runs/benchmarks/check.json
+	$(BENCH) -m benchmarks.model --variants w32 --sizes 256x192 --minutes 9 --json runs/benchmarks/w32_256.json
+	$(BENCH) -m benchmarks.model --variants w48,w32 --sizes 384x288 --batches 64,128,256 --minutes 9 --json runs/benchmarks/large.json
+	$(BENCH) -m benchmarks.versus_torch --jobs train --batches 256 --modes compile --minutes 9 --json runs/benchmarks/train.json
+	$(BENCH) -m benchmarks.versus_torch --jobs predict --batches 256 --modes compile,max-autotune --minutes 9 --json runs/benchmarks/predict.json
+	$(BENCH) -m benchmarks.versus_torch --jobs train_jpeg,predict_jpeg --batches 256 --modes compile --minutes 9 --json runs/benchmarks/jpeg.json

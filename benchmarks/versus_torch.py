@@ -32,6 +32,9 @@ from typing import Any
 
 from benchmarks.model import numbers, sizes, words
 
+# The recipe's training: people of COCO train2017 and AIC with keypoints.
+EPOCHS, PEOPLE = 210, 528_165
+
 JOBS = ("train", "predict", "train_jpeg", "predict_jpeg")
 
 
@@ -150,6 +153,12 @@ def format_record(record: dict[str, Any]) -> str:
         else f"{job}: not measured on both sides"
         for job, r in record["ratios"].items()
     ]
+    if rate := record["ratios"].get("train_jpeg", {}).get("ours"):
+        hours = EPOCHS * PEOPLE / rate / 3600
+        verdicts.append(
+            f"{EPOCHS} epochs of COCO + AIC ({PEOPLE:,} people) at ours of train_jpeg, {record['workers']} threads "
+            f"decoding: {hours:,.1f} hours, evaluation apart"
+        )
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     head = f"{record['model']}, {record['device']}, {versions}"
     same = f"largest deviation of the heatmaps in float32, of their largest value: {record['deviation']:.1e}"
