@@ -200,17 +200,20 @@ def test_bfloat16(golden):
     codec = create_codec(MSRA)
     exact, rough = golden_model(W32), golden_model({**W32, "dtype": "bfloat16"})
     assert {str(array.dtype) for array in state_dict(rough)[0].values()} == {"float32"}
-    noise, _ = golden_input(0, 8)
-    ours, reference = rough(noise), exact(noise)
-    assert ours.dtype == np.float32
-    record("bfloat16: heatmaps", difference(ours, reference), 2e-2)
-    error = np.sqrt(np.mean(np.square(ours - reference)))
-    peaks = np.sort(np.asarray(reference).reshape(8, -1, len(COCO)), axis=1)
-    clear = peaks[:, -1] - peaks[:, -2] > 3 * error
-    assert clear.sum() > 50
-    distance = np.linalg.norm(np.asarray(codec.decode(ours)[0] - codec.decode(reference)[0]), axis=-1)
-    moved = (distance[clear] > 1).mean()
-    record("bfloat16: share of keypoints with a clear peak that move more than 1 px", moved, 0.05)
+    within = []
+    for seed in range(2):
+        noise, _ = golden_input(seed, 8)
+        ours, reference = rough(noise), exact(noise)
+        assert ours.dtype == np.float32
+        record("bfloat16: heatmaps", difference(ours, reference), 2e-2)
+        error = np.sqrt(np.mean(np.square(ours - reference)))
+        peaks = np.sort(np.asarray(reference).reshape(8, -1, len(COCO)), axis=1)
+        clear = peaks[:, -1] - peaks[:, -2] > 3 * error
+        distance = np.linalg.norm(np.asarray(codec.decode(ours)[0] - codec.decode(reference)[0]), axis=-1)
+        within.append(distance[clear] <= 1)
+    within = np.concatenate(within)
+    assert len(within) > 50
+    record("bfloat16: share of keypoints with a clear peak that move more than 1 px", 1 - within.mean(), 0.05)
 
     for model in (exact, rough):
         model.train()
