@@ -5,7 +5,7 @@
 compiles the trainer's own train and eval steps for that slice, with the trainer's shardings and donation, and prints
 memory against the chip's HBM, FLOPs and bytes, the least time that these take, collectives, program size and compile
 time. A batch that does not fit is refused with the compiler's figure. Needs `pip install 'hrnet_jax[tpu]'`; W32 takes
-3 to 5 minutes and 8 GB on two cores. Every `--config.KEY=VALUE` overrides a key of the config file, for example
+4 to 18 minutes and 8 GB on two cores. Every `--config.KEY=VALUE` overrides a key of the config file, for example
 `--config.batch_size=2048`.
 """
 
