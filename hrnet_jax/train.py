@@ -33,6 +33,7 @@ from hrnet_jax.checkpoint import Checkpoints
 from hrnet_jax.codecs import Codec, create_codec
 from hrnet_jax.convert import initial_backbone
 from hrnet_jax.evaluate import Evaluator, write
+from hrnet_jax.folder import is_folder
 from hrnet_jax.inference import normalise
 from hrnet_jax.mesh import create_mesh, is_main_host, replicated, shard_batch, split_evenly
 from hrnet_jax.models import Network, create_model, state_dict, unstack
@@ -289,12 +290,13 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable[[Any], A
 def claim(workdir: epath.Path, config: ConfigDict) -> None:
     """Makes a work directory this experiment's. Raises InputError when it is another's, or cannot be written.
 
-    A start that failed before its first checkpoint leaves the directory to any experiment.
+    A start that failed before its first checkpoint leaves the directory to any experiment; a converted or exported
+    folder is kept as it is.
     """
     storage.check_bucket(workdir)
     path, checkpoints = workdir / "config.json", workdir / "checkpoints"
-    begun = path.exists() and checkpoints.is_dir() and any(True for _ in checkpoints.iterdir())
-    if begun and (different := config_lib.differences(config, config_lib.from_json(path))):
+    holds_weights = is_folder(workdir) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+    if path.exists() and holds_weights and (different := config_lib.differences(config, config_lib.from_json(path))):
         raise InputError(f"{workdir} holds another experiment; take another --workdir, or undo: {'; '.join(different)}")
     try:
         if is_main_host():

@@ -21,6 +21,7 @@ from hrnet_jax import checkpoint, cli, metrics
 from hrnet_jax.checkpoint import Checkpoints
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import check_devices, differences, from_json, load_config, to_json
+from hrnet_jax.folder import save_folder
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, create_model, state_dict
 from hrnet_jax.signals import StopRequest
@@ -219,6 +220,17 @@ def test_a_start_that_failed_claims_nothing(shared, tmp_path):
     config.optimizer.learning_rate = 1e-4
     claim(epath.Path(tmp_path / "run"), config)
     assert differences(config, from_json(epath.Path(tmp_path / "run/config.json"))) == []
+
+
+def test_a_converted_folder_is_not_trained_in(shared, tmp_path):
+    config = local_config(shared)
+    params, stats = state_dict(create_model(config.model))
+    save_folder(tmp_path / "converted", config, jax.device_get({**params, **stats}))
+    before = (tmp_path / "converted/config.json").read_text()
+    config.optimizer.learning_rate = 1e-4
+    with pytest.raises(InputError, match="holds another experiment"):
+        train(config, tmp_path / "converted")
+    assert (tmp_path / "converted/config.json").read_text() == before
 
 
 @pytest.mark.parametrize(
