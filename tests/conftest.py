@@ -18,9 +18,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(prefix="hrnet_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 # With several test processes, which take a file at a time, these go first: the slowest, the very slowest ahead.
 SLOW_FILES = ("train", "parity", "scan", "export", "hosts", "launch", "notebooks", "benchmarks", "remote", "overfit")
