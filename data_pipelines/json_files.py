@@ -6,13 +6,13 @@ import contextlib
 import json
 import mmap
 import os
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 
 _skip_whitespace = re.compile(r"[ \t\n\r]*").match
@@ -40,13 +40,9 @@ def stream_json(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes JSON as `storage.whole` does. Raises InputError when the disk refuses."""
     separators = None if indent else (",", ":")
-    partial.write_text(json.dumps(content, indent=indent, separators=separators) + "\n")
-    partial.replace(path)
+    storage.write(path, json.dumps(content, indent=indent, separators=separators) + "\n")
 
 
 class _Text:

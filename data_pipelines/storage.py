@@ -1,12 +1,14 @@
 """Files on a disk or in a bucket (`gs://...`, extra `gcs`).
 
-Paths are `etils.epath.Path`s, which reach both. What a bucket cannot do is append and rename; an object is there whole
-or not at all. Files that are grown, renamed or written by libraries that know disks only go by way of a `Mirror`.
+Paths are `etils.epath.Path`s, which reach both. `whole` is the one way to write a file or a folder; `append` adds a
+line to a file on a disk. A bucket cannot append; what libraries grow there goes by way of a `Mirror`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import math
 import os
 import pathlib
@@ -18,6 +20,113 @@ from typing import Any
 from etils import epath
 
 from data_pipelines.errors import InputError
+
+# What a full disk, a quota, missing rights or a failing device say; libraries put it into messages of their own.
+DISK_PROBLEMS = tuple(
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+)
+
+PARTIAL = ".partial"  # part of the names of unfinished files
+
+_numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def whole(target: str | os.PathLike, *, sync: bool = True) -> Iterator[pathlib.Path]:
+    """Gives a path to write a file or a folder at; it becomes `target` when the context ends without an error.
+
+    A reader finds what was at `target` before, or all that is new; so does the next start after a kill or a power
+    cut. Missing parent folders are made. A file is replaced; a folder must be missing or empty.
+
+    Args:
+      target: a file or folder, on a disk or in a bucket.
+      sync: whether the content is on the device, not in its cache, before it gets its name.
+
+    Yields:
+      A path that does not exist yet, with `target`'s suffix; beside `target`, or for one in a bucket on a disk.
+
+    Raises:
+      InputError: the disk or the bucket refuses; the message names `target` and the reason.
+    """
+    with write_errors(target):
+        if in_bucket(target):
+            with tempfile.TemporaryDirectory(prefix="hrnet_jax_") as folder, bucket_errors(target):
+                partial = pathlib.Path(folder) / pathlib.PurePosixPath(target).name
+                yield partial
+                if partial.is_dir():
+                    upload(partial, epath.Path(target))
+                else:
+                    epath.Path(target).write_bytes(partial.read_bytes())
+            return
+        target = pathlib.Path(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        number = f"{os.getpid()}-{next(_numbers)}"
+        partial = target.with_name(f".{target.stem[:80]}.{number}{PARTIAL}{target.suffix[:20]}")
+        try:
+            yield partial
+            if sync:
+                for path in (*partial.rglob("*"), partial) if partial.is_dir() else (partial,):
+                    _sync(path)
+            _publish(partial, target)
+            if sync:
+                _sync(target.parent)
+        finally:
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
+
+
+def write(target: str | os.PathLike, content: str | bytes, *, sync: bool = True) -> None:
+    """Writes a file as `whole` does."""
+    with whole(target, sync=sync) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append(target: str | os.PathLike, line: str) -> None:
+    """Adds a line to a file on a disk, all of it or nothing. Raises InputError when the disk refuses."""
+    with write_errors(target), open(target, "ab", buffering=0) as file:
+        before, content = file.tell(), (line + "\n").encode()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
+
+
+@contextlib.contextmanager
+def write_errors(target: str | os.PathLike, remark: str = "") -> Iterator[None]:
+    """A context in which a disk's refusal becomes an InputError that names `target`; other errors stay.
+
+    Libraries hide it in errors of their own, which are known by their text.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = next((reason for reason in DISK_PROBLEMS if reason in str(error)), None)
+        if reason is None and isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        if reason is None:
+            raise
+        raise InputError(f"{os.fspath(target)}: cannot be written ({reason}){remark}") from None
+
+
+def _publish(partial: pathlib.Path, target: pathlib.Path) -> None:
+    """The moment in which a file or folder appears."""
+    os.replace(partial, target)
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
