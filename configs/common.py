@@ -82,6 +82,8 @@ def recipe(
     c.devices = 0  # how many of the devices take part; 0: all of all hosts
     c.accumulate = 1  # parts of a batch whose gradients are computed one after the other
     c.ema = 0.0  # decay of moving averages of the weights, which are then evaluated; 0: none
+    c.best = "AP"  # what the best checkpoint has the most of; or "loss", of which it has the least
+    c.accept_changed_data = False  # continue a run on other data than it began with; its checkpoints tell
     c.max_skipped = 10  # steps whose loss or gradients may be not finite before a run is aborted
     c.profile = (0, 0)  # first and last step of a trace for TensorBoard
     c.init = ""  # a converted folder whose backbone initialises training; "" starts from random weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import shutil
@@ -60,6 +61,14 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.file_index)
+
+    def digest(self) -> str:
+        """A SHA-256 of the people and their image files' names."""
+        digest = hashlib.sha256()
+        for column in _COLUMNS:
+            array = np.ascontiguousarray(getattr(self, column))
+            digest.update(f"{column} {array.dtype} {array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()
 
     def path(self, row: int) -> str:
         """Where an instance's image is, for messages."""

@@ -1,22 +1,22 @@
 """Checkpoints of a work directory, and models by path.
 
     workdir/config.json            the experiment
-    workdir/checkpoints/STEP/      the newest few: params, stats, optimizer, ema if any (Orbax) and meta (JSON)
-    workdir/best/STEP/             the one with the best AP so far
+    workdir/checkpoints/STEP/      the newest few and the best: params, stats, optimizer, ema if any (Orbax),
+                                   meta (JSON), metrics.json where it was evaluated
 
-Arrays stand under the reference's names (`hrnet_jax.models.state`).
+Arrays have MMPose's names (`hrnet_jax.models.state`). Only `Checkpoints`, the trainer's, writes; `load` and all that it
+calls read, and neither delete nor lock anything, so that a run can be read while it trains.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +26,26 @@ from ml_collections import ConfigDict
 
 from data_pipelines import storage
 from data_pipelines.errors import InputError
-from data_pipelines.json_files import read_json
+from data_pipelines.json_files import read_json, write_json
 from hrnet_jax import config as config_lib
-from hrnet_jax.folder import is_folder, load_folder
+from hrnet_jax.folder import Model, is_folder, load_folder
+from hrnet_jax.mesh import from_main_host
 from hrnet_jax.models import abstract_model, state_dict
-from hrnet_jax.models.state import mismatches
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+FOLDER = "checkpoints"
+
+BEST, LATEST = "best", "latest"
 
 _DIGESTS = "digests.json"
 # What Orbax writes last; restoring reads nothing from it.
-AFTERWARDS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_COMMITTED = "commit_success.txt"
+_METRICS = "metrics.json"
+AFTERWARDS = ("_CHECKPOINT_METADATA", _COMMITTED, _METRICS)
 _PATIENCE = 600  # seconds that hosts wait for each other's part of a checkpoint
 _SLACK = 1 << 20  # bytes for what a checkpoint holds beside its arrays
-_DISK_PROBLEMS = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
+_ATTEMPTS = 20  # a training may delete a checkpoint while it is read; there is a newer one then
+_PATTERN = "[]*?"  # characters that Orbax takes for those of a glob pattern, and finds nothing
 
 logger = logging.getLogger(__name__)
 
@@ -47,27 +53,32 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """Saves and restores training states below a folder; saving goes on in the background.
 
-    A checkpoint appears whole or not at all, with a digest of each of its files. Close it, or use it as a context.
+    A checkpoint appears whole or not at all, with a digest of each of its files. The newest `keep` are kept, and the
+    best by `metric` (see `best_step`). Close it, or use it as a context. There may be one for a folder at a time
+    (`hrnet_jax.lease`), since it deletes what a killed one left unfinished.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep: int):
-        self._folder = epath.Path(folder)
+    def __init__(self, folder: str | os.PathLike, keep: int, metric: str = "AP"):
+        self._folder, self._keep, self._metric = epath.Path(folder), keep, metric
+        check_name(folder)
         self._saving = -1
         self._damaged: set[int] = set()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=self,
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, timeout_secs=_PATIENCE),
-            # Hosts meet by these names; two folders may be written at a time.
+            # Hosts meet by this name.
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._folder.name),
         )
         with self._disk_errors_named(), storage.bucket_errors(folder):
             self._manager = ocp.CheckpointManager(storage.absolute(folder), options=options)
+        self._metrics = {step: _metrics(self._folder / str(step)) for step in self._manager.all_steps()}
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
         """Writes pytrees of arrays and a JSON-able dict; returns once the arrays may be overwritten.
 
-        Raises InputError when the disk cannot take it, or could not take the one before; what is there stays.
+        Nothing is written where there is a checkpoint of this step already. Raises InputError when the disk cannot take
+        it, or could not take the one before; what is there stays.
         """
         if step in self._manager.all_steps() and step not in self._damaged:
             return
@@ -85,34 +96,34 @@ class Checkpoints:
     def restore(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole: its items and its meta, or None when there is none.
 
-        Args:
-          abstract: for each item to read, the tree of ShapeDtypeStructs (with shardings) that it must fit.
-
-        Raises:
-          InputError: when there are checkpoints, but none can be read.
+        The main host looks for it, and all hosts read that one. See `restore`.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
-            path = self._folder / str(step)
-            if problem := damage(path):
-                logger.warning("%s is damaged (%s); trying the one before", path, problem)
-                self._damaged.add(step)
-                continue
-            try:
-                meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-                if meta["format_version"] != FORMAT_VERSION:
-                    raise InputError(f"{path}: format_version {meta['format_version']}, this is {FORMAT_VERSION}")
-                args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-                restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-                return {name: restored[name] for name in abstract}, meta
-            except InputError:
-                raise
-            except Exception as error:  # Orbax and TensorStore raise many kinds.
-                logger.warning("%s cannot be read (%s); trying the one before", path, _line(error))
-                self._damaged.add(step)
-        if steps:
-            raise InputError(f"{self._folder}: none of the checkpoints {steps} can be read")
-        return None
+        found = from_main_host(lambda: _first_whole(self._folder, LATEST, self._metric))
+        if found is None:
+            return None
+        step, damaged = found
+        self._damaged.update(damaged)
+        return restore(self._folder / str(step), abstract)
+
+    def add_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Adds to a saved checkpoint what an evaluation of it measured, and under which conditions (`best_step`)."""
+        self.wait()
+        self._metrics[step] = dict(metrics)
+        if jax.process_index() == 0:
+            write_json(self._folder / str(step) / _METRICS, self._metrics[step])
+        there = sorted(self._manager.all_steps())
+        for old in set(there) - self._kept(there):  # the one that was the best before
+            self._manager.delete(old)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step with metrics."""
+        return bool(self._metrics.get(step))
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Tells Orbax which checkpoints to keep when another was saved."""
+        del context
+        kept = self._kept([info.step for info in checkpoints])
+        return [info.step in kept for info in checkpoints]
 
     def wait(self) -> None:
         """Returns when all is on disk. Raises InputError when the disk could not take it."""
@@ -130,6 +141,10 @@ class Checkpoints:
     def __exit__(self, *unused: Any) -> None:
         self.close()
 
+    def _kept(self, there: Sequence[int]) -> set[int | None]:
+        self._metrics = {step: metrics for step, metrics in self._metrics.items() if step in there}
+        return {*sorted(there)[-self._keep :], best_step(self._metrics, self._metric)}
+
     def _seal(self) -> None:
         """Writes the digests, before Orbax gives the checkpoint its name, or in a bucket its commit_success.txt."""
         if jax.process_index() == 0:
@@ -137,7 +152,7 @@ class Checkpoints:
             if not storage.in_bucket(folder):
                 start = f"{folder.name}.orbax-checkpoint-tmp"
                 (folder,) = (path for path in self._folder.iterdir() if path.name.startswith(start))
-            (folder / _DIGESTS).write_text(json.dumps(_digests(folder), indent=2) + "\n")
+            storage.write(folder / _DIGESTS, json.dumps(_digests(folder), indent=2) + "\n")
 
     def _check_space(self, step: int, items: dict[str, Any]) -> None:
         # Asked beforehand, because Orbax tells of a full disk in thousands of lines, and at times not at all.
@@ -149,81 +164,196 @@ class Checkpoints:
                 f"{free / 1e6:.0f} MB are free; the checkpoints before are whole"
             )
 
-    @contextlib.contextmanager
-    def _disk_errors_named(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:  # in words, for TensorStore's are ValueErrors
-            text = str(error)
-            if reason := next((reason for reason in _DISK_PROBLEMS if reason in text), None):
-                raise InputError(f"{self._folder}: not saved ({reason}); the checkpoints before are whole") from None
-            raise
+    def _disk_errors_named(self) -> contextlib.AbstractContextManager[None]:
+        return storage.write_errors(self._folder, "; the checkpoints before are whole")
 
 
-class Trained(NamedTuple):
-    """A model from disk: its config, its arrays by canonical name, and where they come from in words."""
-
-    config: ConfigDict
-    params: dict[str, Any]
-    stats: dict[str, Any]
-    origin: str
-
-    def check(self) -> None:
-        """Raises InputError when the arrays are none of the config's model: keys may be overridden after loading."""
-        params, stats = state_dict(abstract_model(self.config.model))
-        if problems := mismatches({**self.params, **self.stats}, {**params, **stats}):
-            raise InputError(f"{self.origin}: {len(problems)} arrays do not fit the config, for one: {problems[0]}")
+def check_name(folder: str | os.PathLike) -> None:
+    """Raises InputError when Orbax could write checkpoints to a folder and not read them again."""
+    path = os.fspath(storage.absolute(folder))
+    if wrong := [character for character in _PATTERN if character in path]:
+        raise InputError(f"{path}: checkpoints cannot be read from a path with {wrong[0]!r} in it; choose another name")
 
 
-def load(path: str | os.PathLike) -> Trained:
-    """Loads the best checkpoint of a work directory (the newest when nothing was evaluated yet), or a converted folder.
+def best_step(metrics: Mapping[int, Mapping[str, Any]], metric: str) -> int | None:
+    """The step with the best value of a metric, of equal ones the last; None when none has a value.
 
-    Raises InputError when the folder is missing, or holds no config, no checkpoint or only a backbone.
+    Args:
+      metrics: by step, what was measured at it and, as strings and booleans, under which conditions; only those count
+        whose conditions are the last step's.
+      metric: a name of them; a loss is better when it is smaller, everything else when it is larger.
     """
-    config, folder = stored_config(path), epath.Path(path)
+    valued = {step: values for step, values in metrics.items() if isinstance(values.get(metric), (int, float))}
+    if not valued:
+        return None
+    now = _conditions(valued[max(valued)])
+    sign = -1 if metric.startswith("loss") else 1
+    comparable = {step: sign * values[metric] for step, values in valued.items() if _conditions(values) == now}
+    return max(comparable, key=lambda step: (comparable[step], step))
+
+
+def restore(path: epath.Path, abstract: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads a checkpoint that is whole: its items and its meta.
+
+    Args:
+      path: the checkpoint's folder.
+      abstract: for each item to read, the tree of ShapeDtypeStructs (with shardings) that it must fit.
+
+    Raises:
+      InputError: it is of another version, or does not fit.
+    """
+    meta = read_json(path / "meta" / "metadata")
+    if meta["format_version"] != FORMAT_VERSION:
+        raise InputError(f"{path}: format_version {meta['format_version']}, this is {FORMAT_VERSION}")
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        items = {
+            name: handler.restore(storage.absolute(path / name), args=ocp.args.StandardRestore(tree))
+            for name, tree in abstract.items()
+        }
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise InputError(f"{path}: cannot be read ({_line(error)})") from error
+    return items, meta
+
+
+def load(path: str | os.PathLike, *, whole: bool = True) -> Model:
+    """Loads a model: of a run, finished or not, or of a converted or exported folder.
+
+    Args:
+      path: a converted or exported folder; or a work directory, whose best checkpoint by `config.best` is taken (the
+        newest when nothing was evaluated yet), with `@latest` behind it the newest, with `@STEP` that of a step.
+      whole: refuses a backbone without a head.
+
+    Raises:
+      InputError: the folder is missing, or holds no config, no such checkpoint, or only a backbone.
+    """
+    folder, which = locate(path)
+    config = stored_config(path)
+    if is_folder(folder):
+        return _from_folder(folder, which, whole)
     params, stats = state_dict(abstract_model(config.model))
-    if is_folder(path):
-        return _load_folder(folder, {**params, **stats})
     weights = {"params": params, "stats": stats}
     abstract = jax.tree.map(_on_one_device, {"ema": weights} if config.get("ema") else weights)
-    for name in ("best", "checkpoints"):
-        if not (folder / name).is_dir():
-            continue
-        checkpoints = Checkpoints(folder / name, keep=1 if name == "best" else config.checkpoint.keep)
+    for _ in range(_ATTEMPTS):
+        found = from_main_host(lambda: _first_whole(folder / FOLDER, which, config.best))
+        if found is None:
+            raise InputError(f"{folder}: holds no checkpoint yet")
+        chosen = folder / FOLDER / str(found[0])
         try:
-            if restored := checkpoints.restore(abstract):
-                items, meta = restored
-                origin = f"{folder / name}, step {meta['step']}" + (", moving averages" if "ema" in items else "")
-                items = items.get("ema", items)
-                return Trained(config, items["params"], items["stats"], origin)
-        finally:
-            checkpoints.close()
-    raise InputError(f"{path}: holds no checkpoint yet")
+            items, meta = restore(chosen, abstract)
+        except InputError:
+            if chosen.is_dir():
+                raise
+            continue  # the training deleted it meanwhile
+        items = items.get("ema", items)
+        average = ", moving averages" if config.get("ema") else ""
+        return Model(config, items["params"], items["stats"], {}, f"{folder}, step {meta['step']}{average}")
+    raise InputError(f"{folder}: its checkpoints are replaced faster than they can be read")
+
+
+def locate(path: str | os.PathLike) -> tuple[epath.Path, str]:
+    """Splits PATH, PATH@best, PATH@latest or PATH@STEP into the folder and which checkpoint of it is meant."""
+    folder, _, which = os.fspath(path).rpartition("@")
+    if folder and (which in (BEST, LATEST) or which.isdecimal()) and not epath.Path(path).is_dir():
+        return epath.Path(folder), which
+    return epath.Path(path), BEST
 
 
 def stored_config(path: str | os.PathLike) -> ConfigDict:
     """The config that a work directory or a converted folder carries. Raises InputError when there is none, or half."""
-    storage.check_bucket(path)
-    if not epath.Path(path).is_dir():
+    folder, _ = locate(path)
+    storage.check_bucket(folder)
+    if not folder.is_dir():
         raise InputError(
-            f"{path}: no such folder; --checkpoint takes a work directory, or a converted or exported folder"
+            f"{folder}: no such folder; --checkpoint takes a work directory, or a converted or exported folder"
         )
-    file = epath.Path(path) / "config.json"
+    file = folder / "config.json"
     config = config_lib.from_json(file)
     config_lib.check_keys(config, str(file), "add them to this file")
     return config
 
 
-def _load_folder(path: epath.Path, shapes: dict[str, Any]) -> Trained:
-    stored = load_folder(path)
-    if not stored.has_head:
-        raise InputError(f"{path}: holds a backbone without a head; it can initialise training (config.init) only")
-    if problems := mismatches({**stored.params, **stored.stats}, shapes):
-        raise InputError(f"{path}: its arrays do not fit its config in {len(problems)} entries: {'; '.join(problems)}")
-    params, stats = jax.tree.map(jnp.asarray, (stored.params, stored.stats))
-    return Trained(stored.config, params, stats, str(path))
+def steps(folder: str | os.PathLike) -> list[int]:
+    """The steps of a run's checkpoints, ascending; those that are being written are not among them."""
+    path = epath.Path(folder)
+    last = _COMMITTED if storage.in_bucket(folder) else _DIGESTS
+    names = [child.name for child in path.iterdir()] if path.is_dir() else []
+    return sorted(int(name) for name in names if name.isdecimal() and (path / name / last).exists())
+
+
+def damage(folder: str | os.PathLike) -> str | None:
+    """What is wrong with a checkpoint's files, if anything; `AFTERWARDS` are not looked at."""
+    try:
+        expected, found = read_json(epath.Path(folder) / _DIGESTS), _digests(epath.Path(folder))
+    except (InputError, FileNotFoundError) as error:
+        return str(error)
+    if not isinstance(expected, dict):
+        return f"{_DIGESTS} holds no digests"
+    wrong = [name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)]
+    return f"{len(wrong)} files are missing or not what was written, {wrong[0]} for one" if wrong else None
+
+
+def _first_whole(folder: epath.Path, which: str, metric: str) -> tuple[int, list[int]] | None:
+    """The wanted checkpoint, or the first one behind it that is whole, and the damaged ones that were looked at.
+
+    None when there is none. Raises InputError when none is whole, or the wanted step is not there or damaged.
+    """
+    for _ in range(_ATTEMPTS):
+        there = steps(folder)
+        if which.isdecimal() and int(which) not in there:
+            raise InputError(
+                f"{folder}: no checkpoint of step {which}; there are {', '.join(map(str, there)) or 'none'}"
+            )
+        if not there:
+            return None
+        damaged: list[int] = []
+        for step in _in_order(folder, there, which, metric):
+            path = folder / str(step)
+            problem = damage(path)
+            if problem is None:
+                return step, damaged
+            if not path.is_dir():
+                break  # the training deleted it meanwhile
+            damaged.append(step)
+            if which.isdecimal():
+                raise InputError(f"{path} is damaged ({problem})")
+            logger.warning("%s is damaged (%s); trying the next", path, problem)
+        else:
+            raise InputError(f"{folder}: none of the checkpoints {there} can be read")
+    raise InputError(f"{folder}: the checkpoints are replaced faster than they can be read")
+
+
+def _in_order(folder: epath.Path, there: list[int], which: str, metric: str) -> Iterable[int]:
+    if which.isdecimal():
+        return [int(which)]
+    newest_first = there[::-1]
+    best = best_step({step: _metrics(folder / str(step)) for step in there}, metric) if which == BEST else None
+    return newest_first if best is None else [best, *(step for step in newest_first if step != best)]
+
+
+def _metrics(path: epath.Path) -> dict[str, Any]:
+    """What was measured at a checkpoint; nothing when it was not evaluated, or the file is damaged."""
+    try:
+        metrics = read_json(path / _METRICS)
+    except (InputError, FileNotFoundError):
+        return {}
+    return metrics if isinstance(metrics, dict) else {}
+
+
+def _conditions(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if isinstance(value, (str, bool))}
+
+
+def _from_folder(folder: epath.Path, which: str, whole: bool) -> Model:
+    if which != BEST:
+        raise InputError(f"{folder}@{which}: a converted or exported folder holds one model; leave out @{which}")
+    model = load_folder(folder)
+    if whole and not model.has_head:
+        raise InputError(f"{folder}: holds a backbone without a head; it can initialise training (config.init) only")
+    if whole:
+        model.check()
+    params, stats = jax.tree.map(jnp.asarray, (model.params, model.stats))
+    return model._replace(params=params, stats=stats)
 
 
 def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -239,18 +369,6 @@ def _digests(folder: epath.Path) -> dict[str, str]:
             with path.open("rb") as file:
                 digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
-
-
-def damage(folder: str | os.PathLike) -> str | None:
-    """What is wrong with a checkpoint's files, if anything; `AFTERWARDS` are not looked at."""
-    try:
-        expected, found = read_json(epath.Path(folder) / _DIGESTS), _digests(epath.Path(folder))
-    except InputError as error:
-        return str(error)
-    if not isinstance(expected, dict):
-        return f"{_DIGESTS} holds no digests"
-    wrong = [name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)]
-    return f"{len(wrong)} files are missing or not what was written, {wrong[0]} for one" if wrong else None
 
 
 def _line(error: Exception) -> str:

@@ -60,6 +60,8 @@ def run(
     # The compiler and TensorFlow-less libraries are chatty on standard error; a user's error is one line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    # Orbax logs the traceback of every error that it raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     for name in ("hrnet_jax", "data_pipelines", "eval"):
         logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("__main__").setLevel(logging.INFO)

@@ -23,6 +23,7 @@ from data_pipelines import storage
 from data_pipelines.errors import InputError, brief
 from data_pipelines.keypoints import KeypointSet, keypoint_set
 from data_pipelines.types import Config
+from eval.coco import METRICS
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models import VARIANTS
 
@@ -35,7 +36,7 @@ _NEEDED: dict[type | tuple[type, ...], tuple[str, ...]] = {
     ConfigDict: ("model", "codec", "data", "data.eval", "data.loader", "eval", "checkpoint", "optimizer"),
     str: (
         *("model.variant", "codec.name", "data.root", "data.format", "data.cache_dir", "data.warp"),
-        *("data.eval.annotations", "data.eval.images", "data.eval.boxes", "eval.nms", "eval.score_mode"),
+        *("best", "data.eval.annotations", "data.eval.images", "data.eval.boxes", "eval.nms", "eval.score_mode"),
     ),
     int: (
         *("batch_size", "epochs", "log_every", "model.maps_per_keypoint", "data.loader.threads", "data.loader.workers"),
@@ -61,7 +62,7 @@ FREE_KEYS = (
         "data.eval",
     ),
     *("eval", "checkpoint", "log_every", "epochs", "init", "cache_dir"),
-    *("devices", "accumulate", "profile", "max_skipped", "model.scan", "model.pack"),
+    *("devices", "accumulate", "profile", "max_skipped", "model.scan", "model.pack", "best", "accept_changed_data"),
 )
 
 
@@ -155,6 +156,8 @@ def check(config: ConfigDict) -> None:
             f"config.model.maps_per_keypoint={config.model.maps_per_keypoint}: codec {config.codec.name!r} has "
             f"{codec.maps_per_keypoint}"
         )
+    if config.best not in (*METRICS, "loss"):
+        raise InputError(f"config.best={config.best!r}: there are {', '.join(METRICS)}, loss")
     positive = ("batch_size", "epochs", "log_every", "eval.batch_size", "data.loader.threads", "checkpoint.keep")
     for key in (*positive, "eval.every_epochs", "checkpoint.every_epochs"):
         value = _flat(config)[key]

@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import InputError
 from hrnet_jax import checkpoint, cli, torch_files
 from hrnet_jax import config as config_lib
-from hrnet_jax.folder import check_free, is_folder, load_folder, save_folder
+from hrnet_jax.folder import Model, check_free, is_folder, save_folder
 from hrnet_jax.models import VARIANTS, abstract_model, fill, state_dict
 from hrnet_jax.models.state import Arrays, mismatches
 
@@ -82,14 +82,11 @@ def to_torch(source: str | pathlib.Path, style: str, output: str | pathlib.Path)
     if style not in STYLES:
         raise InputError(f"--to={style}: there are {', '.join(STYLES)}")
     torch_files.check_writable(output)
-    if is_folder(source):
-        folder = load_folder(source)
-        arrays: dict[str, Any] = {**folder.params, **folder.stats, **folder.extra}
-    else:
-        trained = checkpoint.load(source)
+    model = checkpoint.load(source, whole=False)
+    arrays: dict[str, Any] = {**model.params, **model.stats, **model.extra}
+    if not is_folder(source):
         # PyTorch's own files have the counters; without momentum=None nothing reads their values.
-        counters = {name.replace(".running_mean", _COUNTER): np.int64(0) for name in trained.stats if "mean" in name}
-        arrays = {**trained.params, **trained.stats, **counters}
+        arrays |= {name.replace(".running_mean", _COUNTER): np.int64(0) for name in model.stats if "mean" in name}
     tensors = {name: _theirs(np.asarray(array)) for name, array in arrays.items()}
     if style == "official":
         tensors = {re.sub(r"^(backbone|head)\.", "", name): tensor for name, tensor in tensors.items()}
@@ -114,11 +111,24 @@ def load_torch_state_dict(model: nnx.Module, tensors: Mapping[str, np.ndarray]) 
     fill(model, {**ours, **filled})
 
 
-def initial_backbone(path: str | pathlib.Path, params: Arrays, stats: Arrays) -> tuple[Arrays, Arrays]:
+def initial_model(path: str) -> Model:
+    """Loads the model that `config.init` names: a converted folder, also of a backbone alone, or a work directory.
+
+    Raises InputError when there is none.
+    """
+    where = f"config.init={path}"
+    if pathlib.Path(path).is_file():
+        raise InputError(f"{where}: is a file; convert it first: python -m hrnet_jax.convert --input {path} --help")
+    if not checkpoint.locate(path)[0].is_dir():
+        raise InputError(f"{where}: no such folder; it should be a converted folder or a work directory")
+    return checkpoint.load(path, whole=False)
+
+
+def with_backbone(model: Model, params: Arrays, stats: Arrays) -> tuple[Arrays, Arrays]:
     """Replaces the backbone of fresh parameters and statistics by a stored one (`config.init`).
 
     Args:
-      path: a converted folder, of a whole model or a backbone alone, or a work directory.
+      model: from `initial_model`.
       params: parameters by canonical name; those of the head stay.
       stats: batch statistics by canonical name.
 
@@ -126,15 +136,10 @@ def initial_backbone(path: str | pathlib.Path, params: Arrays, stats: Arrays) ->
       New dicts of parameters and statistics.
 
     Raises:
-      InputError: there is no such folder, or its backbone has another architecture.
+      InputError: its backbone has another architecture.
     """
-    where = f"config.init={path}"
-    if pathlib.Path(path).is_file():
-        raise InputError(f"{where}: is a file; convert it first: python -m hrnet_jax.convert --input {path} --help")
-    if not pathlib.Path(path).is_dir():
-        raise InputError(f"{where}: no such folder; it should be a converted folder or a work directory")
-    stored = load_folder(path) if is_folder(path) else checkpoint.load(path)
-    backbone = _backbone({**stored.params, **stored.stats})
+    where = f"config.init={model.origin}"
+    backbone = _backbone({**model.params, **model.stats})
     shapes = _backbone({**params, **stats})
     kernel = shapes.get(_WIDTH)
     if kernel is not None and _WIDTH in backbone and backbone[_WIDTH].shape != kernel.shape:

@@ -31,6 +31,7 @@ from eval import coco
 from hrnet_jax import checkpoint, cli, draw
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
+from hrnet_jax.folder import Model
 from hrnet_jax.inference import make_eval_step, to_image
 from hrnet_jax.mesh import create_mesh, gather_hosts, host_part, is_main_host, replicated, shard_batch
 from hrnet_jax.models import Network, abstract_model, unstack
@@ -167,7 +168,7 @@ class Evaluator:
         return jax.device_get(self.round_trip(batch["keypoints"], batch["visible"]))
 
 
-def evaluate(trained: checkpoint.Trained, output: str | os.PathLike) -> dict[str, Any]:
+def evaluate(trained: Model, output: str | os.PathLike) -> dict[str, Any]:
     """Evaluates a loaded model by its config, and writes metrics.json, keypoints.json and predictions.png.
 
     Returns the content of metrics.json. Raises InputError for what is wrong with config, checkpoint or data.

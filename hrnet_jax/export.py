@@ -38,7 +38,7 @@ from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_mat
 from hrnet_jax import checkpoint, cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.folder import MODEL, check_free, save_folder
+from hrnet_jax.folder import MODEL, Model, check_free, save_folder
 from hrnet_jax.inference import make_eval_step
 from hrnet_jax.models import Network, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
@@ -77,7 +77,7 @@ class Tolerance(NamedTuple):
 TOLERANCE = {"float32": Tolerance(1e-4, 1e-4, 0.0), "bfloat16": Tolerance(1.0, 0.05, 0.1)}
 
 
-def export(trained: checkpoint.Trained, output: str | pathlib.Path, dtype: str = "float32") -> dict[str, Any]:
+def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -> dict[str, Any]:
     """Exports a model.
 
     Args:
@@ -149,7 +149,7 @@ def build(config: ConfigDict, dtype: str) -> dict[str, jax_export.Exported]:
         }
 
 
-def deviation(folder: pathlib.Path, trained: checkpoint.Trained, dtype: str) -> Deviation:
+def deviation(folder: pathlib.Path, trained: Model, dtype: str) -> Deviation:
     """Compares an exported folder's programs and arrays, as read from disk, with the live model in float32.
 
     On `check_crops`, as one batch and the first by itself. Decoding a flat map magnifies rounding errors: a keypoint

@@ -9,12 +9,13 @@ back is exact. A folder without `head.*` holds a backbone alone: it can initiali
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -25,25 +26,49 @@ from safetensors.numpy import save_file
 from data_pipelines import storage
 from data_pipelines.errors import InputError
 from hrnet_jax import config as config_lib
+from hrnet_jax.models import abstract_model, state_dict
+from hrnet_jax.models.state import mismatches
 
 FORMAT_VERSION = 1
 MODEL = "model.safetensors"
 
-Arrays = dict[str, np.ndarray]
 
+class Model(NamedTuple):
+    """A model from disk.
 
-class Folder(NamedTuple):
-    """A folder's content; `extra` are the arrays that are neither parameters nor batch statistics."""
+    Attributes:
+      config: what it was trained with.
+      params: parameters by canonical name.
+      stats: batch statistics by canonical name.
+      extra: arrays that are neither.
+      origin: where it comes from, in words.
+    """
 
     config: ConfigDict
-    params: Arrays
-    stats: Arrays
-    extra: Arrays
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    extra: dict[str, Any]
+    origin: str
 
     @property
     def has_head(self) -> bool:
         """Whether this is a whole model, not only a backbone."""
         return any(name.startswith("head.") for name in self.params)
+
+    def check(self) -> None:
+        """Raises InputError when the arrays are not of the config's model: keys may be overridden after loading."""
+        params, stats = state_dict(abstract_model(self.config.model))
+        if problems := mismatches({**self.params, **self.stats}, {**params, **stats}):
+            raise InputError(
+                f"{self.origin}: its arrays do not fit its config in {len(problems)} entries: {'; '.join(problems[:3])}"
+            )
+
+    def digest(self) -> str:
+        """A SHA-256 of names and numbers; the same wherever, and in whatever form, the model lies."""
+        digest = hashlib.sha256()
+        for name, array in sorted({**self.params, **self.stats}.items()):
+            digest.update(f"{name} {array.shape} ".encode() + np.ascontiguousarray(array, np.float32).tobytes())
+        return digest.hexdigest()
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -97,7 +122,7 @@ def check_free(path: pathlib.Path) -> None:
         raise InputError(f"{path}: is not empty; remove it or take another --output")
 
 
-def load_folder(path: str | os.PathLike) -> Folder:
+def load_folder(path: str | os.PathLike) -> Model:
     """Reads a folder. Raises InputError when it is missing, damaged, of another version or no converted folder."""
     if storage.in_bucket(path):
         raise InputError(f"{os.fspath(path)}: converted folders are read from disks; copy it to one")
@@ -121,4 +146,4 @@ def load_folder(path: str | os.PathLike) -> Folder:
     extra = {name: array for name, array in arrays.items() if name.endswith(".num_batches_tracked")}
     stats = {name: array for name, array in arrays.items() if name.endswith((".running_mean", ".running_var"))}
     params = {name: array for name, array in arrays.items() if name not in extra and name not in stats}
-    return Folder(config, params, stats, extra)
+    return Model(config, params, stats, extra, str(path))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,36 @@ def join_hosts() -> None:
 def is_main_host() -> bool:
     """Whether this process is the one that prints and writes."""
     return jax.process_index() == 0
+
+
+def from_main_host(function: Callable[[], Any]) -> Any:
+    """What a function returns on the main host, on every host; it runs there only.
+
+    Args:
+      function: returns what JSON can hold. All hosts must call this at the same point.
+
+    Raises:
+      InputError: the function raised it, on every host. Any other error is raised on the main host, and ends the
+        others with an InputError.
+    """
+    if jax.process_count() == 1:
+        return function()
+    answer: dict[str, Any] = {}
+    failure: Exception | None = None
+    if is_main_host():
+        try:
+            answer = {"value": function()}
+        except Exception as error:
+            failure, answer = error, {"error": str(error) or type(error).__name__}
+    message = json.dumps(answer).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    received = multihost_utils.broadcast_one_to_all(np.frombuffer(message.ljust(size)[:size], np.uint8))
+    answer = json.loads(np.asarray(received).tobytes())
+    if failure:
+        raise failure
+    if "error" in answer:
+        raise InputError(answer["error"])
+    return answer["value"]
 
 
 def create_mesh(devices: Sequence[jax.Device] | int = 0) -> Mesh:

@@ -7,52 +7,93 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import logging
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import tensorboardX
 from etils import epath
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from data_pipelines import storage
 
+EVALUATION = "eval/"  # what names of an evaluation's scalars start with
+
 _AT_ONCE = 16  # objects of a bucket that are read at a time
+
+logger = logging.getLogger(__name__)
 
 
 class MetricWriter:
-    """Adds scalars by step; starting at a step drops what a previous run wrote past it."""
+    """Adds scalars by step.
 
-    def __init__(self, workdir: str | os.PathLike, start_step: int = 0, active: bool = True):
+    Starting at a step drops what a previous start wrote past it, and, unless it `is_evaluated`, what it wrote of an
+    evaluation at it. Raises InputError when the disk refuses.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, start_step: int = 0, is_evaluated: bool = True, active: bool = True):
         self._active = active  # one host writes for all
         if not active:
             return
+
+        def is_kept(record: dict[str, Any]) -> bool:
+            last = record["step"] == start_step
+            return record["step"] < start_step or (last and (is_evaluated or EVALUATION + "AP" not in record))
+
         self._lines = _lines(workdir)
-        self._lines.keep_up_to(start_step)
-        self._folder = storage.Mirror(epath.Path(workdir) / "tensorboard")
-        self._board = tensorboardX.SummaryWriter(str(self._folder.path), purge_step=start_step + 1)
+        self._lines.keep(is_kept)
+        self._board = _Board(workdir, start_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one record and flushes it."""
         if not self._active:
             return
         self._lines.add(step, json.dumps({"step": step, **scalars}))
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
-        self._folder.sync()
+        self._board.add(step, scalars)
 
     def __enter__(self) -> MetricWriter:
         return self
 
     def __exit__(self, *unused: Any) -> None:
         if self._active:
-            with self._folder:
-                self._board.close()
+            self._board.close()
 
 
 def read(workdir: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """The records of a run so far; a half-written last line is left out."""
+    """The records of a run so far, in their order; lines that are damaged or half-written are left out."""
     yield from _records(_lines(workdir).read())
+
+
+class _Board:
+    """TensorBoard's event files, written by this thread: errors with the disk are met where they can be told."""
+
+    def __init__(self, workdir: str | os.PathLike, start_step: int):
+        self._target = epath.Path(workdir) / "tensorboard"
+        self._folder = storage.Mirror(self._target)
+        with storage.write_errors(self._target):
+            self._folder.path.mkdir(parents=True, exist_ok=True)
+            self._events = EventsWriter(str(self._folder.path / "events"), f".{os.getpid()}")
+        # Tells TensorBoard to forget what a previous start wrote past this step.
+        self._write(Event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._write(Event(step=step, summary=scalar(name, value)))
+        with storage.write_errors(self._target):
+            self._events.flush()
+            self._folder.sync()
+
+    def close(self) -> None:
+        with storage.write_errors(self._target), self._folder:
+            self._events.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with storage.write_errors(self._target):
+            self._events.write_event(event)
 
 
 class _File:
@@ -62,15 +103,18 @@ class _File:
         self._path = path
 
     def add(self, step: int, line: str) -> None:
-        with self._path.open("a") as file:
-            file.write(line + "\n")
+        storage.append(self._path, line)
 
-    def keep_up_to(self, step: int) -> None:
-        kept = [record for record in _records(self.read()) if record["step"] <= step]
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        lines = self.read()
+        records = list(_records(lines))
+        if len(records) < len(lines):
+            logger.warning("%s: %d damaged lines are dropped", self._path, len(lines) - len(records))
+        if lines:
+            storage.write(self._path, "".join(json.dumps(record) + "\n" for record in records if is_kept(record)))
 
     def read(self) -> list[str]:
-        return self._path.read_text().splitlines() if self._path.exists() else []
+        return self._path.read_bytes().decode(errors="replace").splitlines() if self._path.exists() else []
 
 
 class _Objects:
@@ -82,27 +126,33 @@ class _Objects:
     def add(self, step: int, line: str) -> None:
         path = self._folder / f"{step:09}.jsonl"
         before = path.read_text() if path.exists() else ""  # a step may be logged and evaluated
-        path.write_text(before + line + "\n")
+        storage.write(path, before + line + "\n")
 
-    def keep_up_to(self, step: int) -> None:
+    def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
         for path in self._paths():
-            if int(path.stem) > step:
+            records = list(_records(path.read_text().splitlines()))
+            kept = [record for record in records if is_kept(record)]
+            if not kept:
                 path.unlink()
+            elif len(kept) < len(records):
+                storage.write(path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def read(self) -> list[str]:
         with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
             return [line for text in pool.map(epath.Path.read_text, self._paths()) for line in text.splitlines()]
 
     def _paths(self) -> list[epath.Path]:
-        return sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+        return sorted(path for path in self._folder.iterdir() if path.stem.isdecimal()) if self._folder.is_dir() else []
 
 
 def _records(lines: list[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except ValueError:
-            return
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield record
 
 
 def _lines(workdir: str | os.PathLike) -> _File | _Objects:

@@ -29,6 +29,7 @@ from data_pipelines.transforms import View
 from hrnet_jax import checkpoint
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
+from hrnet_jax.folder import Model
 from hrnet_jax.inference import make_eval_step, make_heatmap_step, to_image
 from hrnet_jax.models import Network, abstract_model
 from hrnet_jax.models.fold import fold
@@ -49,7 +50,8 @@ def load(path: str | os.PathLike, *, batch_size: int = BATCH_SIZE, max_megapixel
     """Loads a model to predict with.
 
     Args:
-      path: a work directory (its best checkpoint is taken), or a converted or exported folder.
+      path: a work directory (its best checkpoint; `PATH@latest` or `PATH@STEP` for another), or a converted or exported
+        folder.
       batch_size: how many people the device is given at a time.
       max_megapixels: larger image files are refused before they are decoded.
 
@@ -89,9 +91,7 @@ class Predictor:
       input_size: a crop's (height, width) in pixels.
     """
 
-    def __init__(
-        self, trained: checkpoint.Trained, *, batch_size: int = BATCH_SIZE, max_megapixels: float = MAX_MEGAPIXELS
-    ):
+    def __init__(self, trained: Model, *, batch_size: int = BATCH_SIZE, max_megapixels: float = MAX_MEGAPIXELS):
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be 1 or more")
         self.config, self.origin = trained.config, trained.origin

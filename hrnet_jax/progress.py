@@ -44,7 +44,7 @@ class StepLog:
         progress: dict[str, Any],
     ):
         self._config, self._sources, self._schedule, self._progress = config, sources, schedule, progress
-        self._step, self._total, self._epoch = step, total_steps, steps_per_epoch
+        self._step, self.total_steps, self.steps_per_epoch = step, total_steps, steps_per_epoch
         self._measured: list[dict[str, Array]] = []
         self._unchecked = collections.deque[tuple[int, dict[str, Array], Batch]]()
         self._compiled = False
@@ -121,12 +121,12 @@ class StepLog:
         }
         logger.info(
             "step %d/%d epoch %.1f loss %.3e (%s) lr %.1e | %.2f steps/s %.0f samples/s data wait %.0f%%%s%s | ETA %s",
-            *(self._step, self._total, self._step / self._epoch, scalars["loss"]),
+            *(self._step, self.total_steps, self._step / self.steps_per_epoch, scalars["loss"]),
             " ".join(f"{name} {loss:.3e}" for name, loss in by_source.items()),
             *(rate, scalars["steps_per_second"], scalars["samples_per_second"], 100 * scalars["data_wait"]),
             f" unreadable {scalars['unreadable']}" if scalars["unreadable"] else "",
             f" skipped {skipped}" if skipped else "",
-            _clock((self._total - self._step) / steps_per_second) if self._timed else "unknown",
+            _clock((self.total_steps - self._step) / steps_per_second) if self._timed else "unknown",
         )
         self._measured, self._timed, self._waited, self._time = [], 0, 0.0, now
         return scalars
@@ -150,7 +150,7 @@ class StepLog:
         unreadable, samples = self._progress["unreadable"], self._progress["samples"]
         share, limit = unreadable / samples, self._config.data.max_unreadable
         # A share means something once a thousand samples, or an epoch of them, were seen.
-        if share > limit and samples >= min(1000, self._epoch * self._config.batch_size):
+        if share > limit and samples >= min(1000, self.steps_per_epoch * self._config.batch_size):
             raise InputError(
                 f"{unreadable} of {samples} samples could not be read and were replaced, more than "
                 f"config.data.max_unreadable={limit:g}; the warnings above name the files"

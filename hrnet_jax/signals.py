@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -16,10 +17,14 @@ from jax.experimental import multihost_utils
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOGETHER = 1.0  # seconds
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM sets `requested`, and the second ends the process at once.
+    """A context in which the first SIGINT or SIGTERM sets `requested`, and a second ends the process at once.
+
+    One stop may arrive as several signals, forwarded by a wrapper or sent to every process of a job: those within
+    `TOGETHER` seconds of the first count as one.
 
     Outside of the main thread, where Python delivers no signals, it never becomes true. Of several hosts each may be
     told to stop; JAX hears SIGTERM, and the notice of a preemption, and lets all agree on the step.
@@ -54,14 +59,18 @@ class StopRequest:
         return self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            return
         self.requested = True
         logger.info("%s: finishing the step and saving; again to exit at once", signal.Signals(number).name)
 
 
 def _leave_at_the_second(heard: socket.socket) -> None:
     with heard:
-        signals = 0
+        first = None
         while number := heard.recv(1):
-            signals += number[0] in _SIGNALS
-            if signals == 2:
+            if number[0] not in _SIGNALS:
+                continue
+            first = first or time.monotonic()
+            if time.monotonic() - first > TOGETHER:
                 os._exit(128 + number[0])

@@ -10,9 +10,11 @@ several processes of a run (Cloud TPU slices, GPU hosts) is started with `--dist
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -29,19 +31,25 @@ from data_pipelines.pipeline import TrainData, iterate
 from eval import coco
 from hrnet_jax import cli, compilation, draw, metrics
 from hrnet_jax import config as config_lib
-from hrnet_jax.checkpoint import Checkpoints
+from hrnet_jax.checkpoint import Checkpoints, check_name, steps
 from hrnet_jax.codecs import Codec, create_codec
-from hrnet_jax.convert import initial_backbone
+from hrnet_jax.convert import initial_model, with_backbone
 from hrnet_jax.evaluate import Evaluator, write
-from hrnet_jax.folder import is_folder
+from hrnet_jax.folder import Model, is_folder
 from hrnet_jax.inference import normalise
-from hrnet_jax.mesh import create_mesh, is_main_host, replicated, shard_batch, split_evenly
-from hrnet_jax.models import Network, create_model, state_dict, unstack
+from hrnet_jax.lease import Lease
+from hrnet_jax.mesh import create_mesh, from_main_host, is_main_host, replicated, shard_batch, split_evenly
+from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.state import Arrays
 from hrnet_jax.progress import Profiler, StepLog
+from hrnet_jax.record import RunRecord, describe_devices
 from hrnet_jax.signals import StopRequest
 
 logger = logging.getLogger(__name__)
+
+_AT_RANDOM = "at random; the published AP take one that was trained on ImageNet: --config.init=FOLDER"
+
+_by_canonical_name = jax.jit(unstack)
 
 
 class TrainState(NamedTuple):
@@ -60,15 +68,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
     Args:
       config: as made by a file under `configs/`.
-      workdir: gets config.json, checkpoints/, best/, metrics.jsonl, tensorboard/, curves.png and, after every
-        evaluation, metrics.json, keypoints.json and predictions.png. All hosts must see the same folder. One in a
-        bucket (gs://...) gets metrics/STEP.jsonl in place of metrics.jsonl.
+      workdir: gets config.json, checkpoints/, metrics.jsonl, tensorboard/, curves.png, starts.json, logs/ and, after
+        every evaluation, metrics.json, keypoints.json and predictions.png. All hosts must see the same folder. One in
+        a bucket (gs://...) gets metrics/STEP.jsonl in place of metrics.jsonl.
 
     Returns:
       The content of metrics.json: the last evaluation.
 
     Raises:
-      InputError: something in the config, the data or the work directory is wrong.
+      InputError: something in the config, the data or the work directory is wrong, or another process trains in it.
       Interrupted: a signal stopped the run; its state is saved.
       Aborted: too many steps were skipped for losses or gradients that are not finite.
     """
@@ -76,47 +84,58 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     config_lib.check(config)
     mesh = create_mesh(config.devices)
     config_lib.check_devices(config, mesh.size)
-    claim(folder, config)
-    config = config_lib.with_cache(config, workdir)
-    compilation.use_cache(config.cache_dir)
-
-    # Data and the numbers that follow from its size.
-    data = TrainData.load(config.data, config.seed)
-    steps_per_epoch = -(-len(data) // config.batch_size)
-    total_steps = config.epochs * steps_per_epoch
-    sources = [source.name for source in data.sources]
-    logger.info("%s; %d steps an epoch", ", ".join(f"{s.name}: {len(s)} people" for s in data.sources), steps_per_epoch)
-
-    # Model, codec, optimizer, evaluator.
-    codec = create_codec(config.codec)
-    network = Network.of(create_model(config.model, config.seed))
-    schedule = learning_rate(config.optimizer, steps_per_epoch)
-    optimizer = optax.adam(schedule)
-    train_step = make_train_step(
-        network, codec, optimizer, len(sources), parts=config.accumulate, devices=mesh.size, ema_decay=config.ema
-    )
-    evaluator = Evaluator(config, mesh)
-
     with contextlib.ExitStack() as stack:
+        lease = stack.enter_context(hold(folder))
+        record = stack.enter_context(RunRecord(folder, active=is_main_host()))
+        from_main_host(lambda: check_experiment(folder, config))
+        config = config_lib.with_cache(config, workdir)
+        compilation.use_cache(config.cache_dir)
+        logger.info("%s, jax %s, compute in %s", describe_devices(), jax.__version__, config.model.dtype)
+
+        # Data and the numbers that follow from its size.
+        data = TrainData.load(config.data, config.seed)
+        steps_per_epoch = -(-len(data) // config.batch_size)
+        total_steps = config.epochs * steps_per_epoch
+        sources = [source.name for source in data.sources]
+        people = ", ".join(f"{source.name}: {len(source)} people" for source in data.sources)
+        logger.info("%s; %d steps per epoch", people, steps_per_epoch)
+
+        # Model, codec, optimizer, evaluator.
+        codec = create_codec(config.codec)
+        network = Network.of(abstract_model(config.model))
+        schedule = learning_rate(config.optimizer, steps_per_epoch)
+        optimizer = optax.adam(schedule)
+        train_step = make_train_step(
+            network, codec, optimizer, len(sources), parts=config.accumulate, devices=mesh.size, ema_decay=config.ema
+        )
+        evaluator = Evaluator(config, mesh)
+
         # The state: from the newest checkpoint, else fresh.
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint.keep))
-        best = stack.enter_context(Checkpoints(folder / "best", keep=1))
-        params, stats = state_dict(create_model(config.model, config.seed))
-        state = jax.device_put(start(params, stats, optimizer, config.ema), replicated(mesh))
-        progress = {"best_AP": -1.0, "evaluated": 0, "samples": 0, "unreadable": 0}
-        if restored := checkpoints.restore(to_items(jax.tree.map(_abstract, state))):
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.best))
+        fresh = functools.partial(start, optimizer=optimizer, ema_decay=config.ema)
+        abstract = jax.eval_shape(fresh, *state_dict(abstract_model(config.model)))
+        if restored := checkpoints.restore(to_items(on_mesh(abstract, mesh))):
             items, meta = restored
             state, progress = from_items(items), meta["progress"]
+            history = continued(config, data, meta)
             logger.info("continuing at step %d of %d", meta["step"], total_steps)
-        elif config.init:
-            params, stats = initial_backbone(config.init, params, stats)
-            state = jax.device_put(start(params, stats, optimizer, config.ema), replicated(mesh))
-            logger.info("the backbone starts from %s", config.init)
+        else:
+            params, stats = state_dict(create_model(config.model, config.seed))
+            init = initial_model(config.init) if config.init else None
+            if init:
+                params, stats = with_backbone(init, params, stats)
+            state = jax.device_put(fresh(params, stats), replicated(mesh))
+            progress = {"samples": 0, "unreadable": 0, "loss": None}
+            history = [trained_on(data, config.init, init)]
+            logger.info("the backbone starts %s", f"from {init.origin}" if init else _AT_RANDOM)
         start_step = int(state.step)
         state = jax.jit(network.stack, donate_argnums=0)(state)
-        by_canonical_name = jax.jit(unstack)
+        from_main_host(lambda: storage.write(folder / "config.json", config_lib.to_json(config) + "\n"))
+        record.facts |= {"first_step": start_step, "data": history[-1]}
+        record.write()
 
-        writer = stack.enter_context(metrics.MetricWriter(workdir, start_step, active=is_main_host()))
+        is_evaluated = checkpoints.is_evaluated(start_step)
+        writer = stack.enter_context(metrics.MetricWriter(workdir, start_step, is_evaluated, is_main_host()))
         hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
         batches = iterate(
             data.batches(config.batch_size, start_step=start_step, **hosts),
@@ -126,43 +145,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         stack.callback(batches.close)
         log = StepLog(config, sources, start_step, total_steps, steps_per_epoch, schedule, progress)
         profiler = stack.enter_context(Profiler(workdir, config.profile))
-
-        def save(step: int, to: Checkpoints = checkpoints) -> None:
-            if log.pending:  # what the log covers and what a checkpoint holds end at the same step
-                writer.write(step, log.flush())
-            meta = {"progress": dict(progress), "config": config_lib.to_json(config)}
-            to.save(step, to_items(by_canonical_name(state)), meta)
-
-        def evaluate(step: int) -> None:
-            result = evaluator(*averaged(state), lambda: stop.requested)
-            if result is None:
-                return
-            numbers, predictions = result
-            progress["evaluated"] = step
-            logger.info("step %d\n%s", step, coco.format_table(numbers, evaluator.conditions()))
-            writer.write(step, {f"eval/{name}": numbers[name] for name in coco.METRICS})
-            if is_main_host():
-                write(workdir, {**numbers, "step": step}, predictions, evaluator)
-                draw.curves(workdir)
-            if numbers["AP"] > progress["best_AP"]:
-                progress["best_AP"] = numbers["AP"]
-                save(step, to=best)
-
-        def end_of_epoch(step: int) -> None:
-            epoch = step // steps_per_epoch
-            last = step == total_steps
-            if (last or epoch % config.eval.every_epochs == 0) and progress["evaluated"] < step:
-                evaluate(step)
-            if last or stop.requested or epoch % config.checkpoint.every_epochs == 0:
-                save(step)
+        run = Run(config, folder, checkpoints, evaluator, writer, log, {"progress": progress, "data": history})
 
         with StopRequest() as stop:
-            # A run that was stopped during an evaluation takes it up again.
+            # A run that was stopped or killed during an evaluation takes it up again.
             if start_step and start_step % steps_per_epoch == 0:
-                end_of_epoch(start_step)
+                run.end_of_epoch(state, start_step, stop)
             for step in range(start_step + 1, total_steps + 1):
                 if stop.agreed(step):
                     break
+                lease.check()
                 with log.waiting():
                     batch = next(batches)
                 on_device = {name: batch[name] for name in ("image", "keypoints", "visible", "source")}
@@ -170,18 +162,72 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                     state, measured = train_step(state, shard_batch(on_device, mesh))
                 log.add(step, measured, batch)
                 if step % config.log_every == 0 or step == total_steps:
-                    writer.write(step, log.flush())
+                    run.tell(step)
                 if step % steps_per_epoch == 0:
                     with log.paused():
-                        end_of_epoch(step)
-            step = int(state.step)
+                        run.end_of_epoch(state, step, stop)
             if stop.requested:
-                save(step)
+                step = int(state.step)
+                run.save(state, step)
                 checkpoints.wait()
                 raise cli.Interrupted(f"stopped at step {step} of {total_steps} and saved; the same command continues")
     if is_main_host():
         draw.curves(workdir)
     return cli.read_metrics(folder / "metrics.json")
+
+
+@dataclasses.dataclass
+class Run:
+    """What happens beside the steps of a run: logging, saving, evaluating.
+
+    `meta` is what a checkpoint carries beside arrays: progress, and what it was trained on.
+    """
+
+    config: ConfigDict
+    workdir: epath.Path
+    checkpoints: Checkpoints
+    evaluator: Evaluator
+    writer: metrics.MetricWriter
+    log: StepLog
+    meta: dict[str, Any]
+
+    def tell(self, step: int) -> None:
+        """Logs what the steps since the last call measured."""
+        scalars = self.log.flush()
+        self.meta["progress"]["loss"] = scalars["loss"]
+        self.writer.write(step, scalars)
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Writes a checkpoint in the background. The log, which it completes, ends at the same step."""
+        if self.log.pending:
+            self.tell(step)
+        meta = {**self.meta, "progress": dict(self.meta["progress"]), "config": config_lib.to_json(self.config)}
+        self.checkpoints.save(step, to_items(_by_canonical_name(state)), meta)
+
+    def evaluate(self, state: TrainState, step: int, stop: StopRequest) -> None:
+        """Evaluates a saved state and writes the result, unless the run is stopped in between."""
+        result = self.evaluator(*averaged(state), lambda: stop.requested)
+        if result is None:
+            return
+        numbers, predictions = result
+        conditions = self.evaluator.conditions()
+        logger.info("step %d\n%s", step, coco.format_table(numbers, conditions))
+        measured = {name: numbers[name] for name in coco.METRICS}
+        self.writer.write(step, {metrics.EVALUATION + name: value for name, value in measured.items()})
+        if is_main_host():
+            write(self.workdir, {**numbers, "step": step}, predictions, self.evaluator)
+            draw.curves(self.workdir)
+        self.checkpoints.add_metrics(step, {**measured, "loss": self.meta["progress"]["loss"], **conditions})
+
+    def end_of_epoch(self, state: TrainState, step: int, stop: StopRequest) -> None:
+        """Saves and evaluates when it is time to; first saves, so that a kill costs the evaluation only."""
+        steps_per_epoch, total_steps = self.log.steps_per_epoch, self.log.total_steps
+        epoch, last = step // steps_per_epoch, step == total_steps
+        is_due = last or epoch % self.config.eval.every_epochs == 0
+        if is_due or stop.requested or epoch % self.config.checkpoint.every_epochs == 0:
+            self.save(state, step)
+        if is_due and not self.checkpoints.is_evaluated(step):
+            self.evaluate(state, step, stop)
 
 
 def start(params: Arrays, stats: Arrays, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
@@ -287,24 +333,71 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable[[Any], A
     return rate
 
 
-def claim(workdir: epath.Path, config: ConfigDict) -> None:
-    """Makes a work directory this experiment's. Raises InputError when it is another's, or cannot be written.
+@contextlib.contextmanager
+def hold(workdir: epath.Path) -> Iterator[Lease]:
+    """A context in which a run has a work directory for itself; the main host's lease is that of all hosts."""
+    with contextlib.ExitStack() as stack:
+        lease = Lease(workdir)
 
-    A start that failed before its first checkpoint leaves the directory to any experiment; a converted or exported
-    folder is kept as it is.
+        def take() -> None:
+            storage.check_bucket(workdir)
+            check_name(workdir)
+            stack.enter_context(lease)
+
+        from_main_host(take)
+        yield lease
+
+
+def check_experiment(workdir: epath.Path, config: ConfigDict) -> None:
+    """Raises InputError when a work directory holds another experiment, or is a converted or exported folder.
+
+    A start that failed before its first checkpoint leaves the directory to any experiment.
     """
-    storage.check_bucket(workdir)
-    path, checkpoints = workdir / "config.json", workdir / "checkpoints"
-    holds_weights = is_folder(workdir) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
-    if path.exists() and holds_weights and (different := config_lib.differences(config, config_lib.from_json(path))):
+    if is_folder(workdir):
+        raise InputError(f"{workdir}: is a converted or exported folder; take another --workdir")
+    path = workdir / "config.json"
+    is_begun = path.exists() and steps(workdir / "checkpoints")
+    if is_begun and (different := config_lib.differences(config, config_lib.from_json(path))):
         raise InputError(f"{workdir} holds another experiment; take another --workdir, or undo: {'; '.join(different)}")
-    try:
-        if is_main_host():
-            with storage.bucket_errors(workdir):
-                workdir.mkdir(parents=True, exist_ok=True)
-                path.write_text(config_lib.to_json(config) + "\n")
-    except OSError as error:
-        raise InputError(f"{workdir}: {error.strerror}") from None
+
+
+def trained_on(data: TrainData, path: str, init: Model | None, step: int = 0) -> dict[str, Any]:
+    """What a run is trained on from a step on, as its checkpoints tell it: people, and where the backbone came from."""
+    sources = {source.name: {"people": len(source), "digest": source.digest()} for source in data.sources}
+    return {"from_step": step, "sources": sources, "init": {"path": path, "digest": init.digest()} if init else None}
+
+
+def continued(config: ConfigDict, data: TrainData, meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a continued run was and is trained on.
+
+    Raises InputError when that is not the same, unless `config.accept_changed_data`, which the list then tells.
+    """
+    history = meta["data"]
+    before, init = history[-1], history[-1]["init"]
+    now = trained_on(data, "", None, meta["step"])
+    different = [
+        f"{name}: {_people(now['sources'].get(name))}, not {_people(before['sources'].get(name))}"
+        for name in sorted({*now["sources"], *before["sources"]})
+        if now["sources"].get(name) != before["sources"].get(name)
+    ]
+    now["init"] = init
+    if config.init != (init or {"path": ""})["path"]:
+        other = initial_model(config.init) if config.init else None
+        if init is None or other is None or other.digest() != init["digest"]:
+            different.append(f"config.init: {config.init!r}, not {init['path'] if init else ''!r}")
+    if not different:
+        return history
+    if not config.accept_changed_data:
+        raise InputError(
+            f"the run was trained on other data; undo, or accept it with --config.accept_changed_data: "
+            f"{'; '.join(different)}"
+        )
+    logger.warning("from step %d on trained on other data: %s", meta["step"], "; ".join(different))
+    return [*history, now]
+
+
+def _people(source: dict[str, Any] | None) -> str:
+    return f"{source['people']} people (digest {source['digest'][:8]})" if source else "none"
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
@@ -320,8 +413,10 @@ def from_items(items: dict[str, Any]) -> TrainState:
     return TrainState(optimizer["step"], items["params"], items["stats"], optimizer["state"], ema, optimizer["skipped"])
 
 
-def _abstract(array: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+def on_mesh(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes and types as `Checkpoints.restore` takes them, for arrays that every device holds whole."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from hrnet_jax.config import load_config
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, local_config
 
 jax.config.update("jax_num_cpu_devices", 2)
 
@@ -72,4 +72,14 @@ def overfitted(overfit_config, tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("overfitted")
     train(overfit_config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def trained(shared, tmp_path_factory):
+    """A finished run of two epochs of six steps on real people; copy it before changing it."""
+    from hrnet_jax.train import train
+
+    workdir = tmp_path_factory.mktemp("trained")
+    train(local_config(shared), workdir)
     return workdir

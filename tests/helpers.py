@@ -33,6 +33,16 @@ def data_config(root):
     }
 
 
+def local_config(shared, name="coco_aic_merge", variants=""):
+    """A recipe at laptop size on the real COCO and AIC images, evaluated with annotated boxes."""
+    from hrnet_jax.config import load_config
+
+    config = load_config(f"{REPOSITORY}/configs/{name}.py:runlocal{variants}")
+    config.data.root = str(shared / "data")
+    config.data.eval.boxes = ""
+    return config
+
+
 def run(*arguments, check=True, cwd=REPOSITORY, timeout=300, **environment):
     """Runs `python -m ...` as a user would; returns the finished process with its text output."""
     process = subprocess.run(

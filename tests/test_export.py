@@ -20,12 +20,12 @@ from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic import write_dataset
 from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
 from hrnet_jax import checkpoint, cli
-from hrnet_jax.checkpoint import Trained
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
 from hrnet_jax.export import FACTS, TOLERANCE, deviation, export
 from hrnet_jax.export_example import Model
+from hrnet_jax.folder import Model as StoredModel
 from hrnet_jax.folder import load_folder
 from hrnet_jax.inference import make_eval_step, to_image
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict
@@ -61,7 +61,7 @@ def random_model(config):
         {name: jnp.asarray(draw(name, array), jnp.float32) for name, array in arrays.items()}
         for arrays in (params, stats)
     )
-    return Trained(config, params, stats, "runs/of_mine/best, step 7")
+    return StoredModel(config, params, stats, {}, "runs/of_mine, step 7")
 
 
 def tiny_config(codec="msra", flip_test=True):

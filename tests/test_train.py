@@ -20,23 +20,24 @@ from data_pipelines.pipeline import TrainData
 from hrnet_jax import checkpoint, cli, metrics
 from hrnet_jax.checkpoint import Checkpoints
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.config import check_devices, differences, from_json, load_config, to_json
+from hrnet_jax.config import check_devices, differences, load_config, to_json
 from hrnet_jax.folder import save_folder
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, create_model, state_dict
 from hrnet_jax.signals import StopRequest
-from hrnet_jax.train import claim, from_items, learning_rate, make_train_step, start, to_items, train
-from tests.helpers import REPOSITORY, run
+from hrnet_jax.train import (
+    check_experiment,
+    from_items,
+    learning_rate,
+    make_train_step,
+    on_mesh,
+    start,
+    to_items,
+    train,
+)
+from tests.helpers import REPOSITORY, local_config, run
 
 FIELDS = ("image", "keypoints", "visible", "source")
-
-
-def local_config(shared, name="coco_aic_merge", variants=""):
-    """A recipe at laptop size on the real COCO and AIC images, evaluated with annotated boxes."""
-    config = load_config(f"{REPOSITORY}/configs/{name}.py:runlocal{variants}")
-    config.data.root = str(shared / "data")
-    config.data.eval.boxes = ""
-    return config
 
 
 @pytest.mark.parametrize("group_size", [8, 0])
@@ -114,18 +115,12 @@ def test_both_sources_are_learnt(shared, tmp_path, name):
 
 def state_of(workdir, ema=0.0):
     """All arrays of the newest checkpoint and its meta."""
-    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2)
-    try:
-        config = load_config(f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal")
-        items = to_items(start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), ema))
-        sharding = replicated(create_mesh(jax.devices()[:1]))
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.asarray(x).dtype, sharding=sharding), items
-        )
+    config = load_config(f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal")
+    state = start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), ema)
+    abstract = to_items(on_mesh(state, create_mesh(jax.devices()[:1])))
+    with Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2) as checkpoints:
         restored, meta = checkpoints.restore(abstract)
-        return jax.device_get(restored), meta
-    finally:
-        checkpoints.close()
+    return jax.device_get(restored), meta
 
 
 def test_an_interrupted_run_continues_to_the_same_bits(shared, tmp_path):
@@ -174,8 +169,9 @@ def test_a_second_signal_ends_the_process_even_while_native_code_runs():
         try:
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)  # the same stop, sent twice
             with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(timeout=1)
+                process.wait(timeout=1.5)
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=60) == 128 + signal.SIGTERM
         finally:
@@ -204,6 +200,7 @@ def test_another_experiment_is_refused(shared, tmp_path):
     config = local_config(shared)
     (tmp_path / "config.json").write_text(to_json(config))
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+    (tmp_path / "checkpoints/6/digests.json").write_text("{}")
     config.optimizer.learning_rate = 1e-4
     config.data.loader.threads = 4  # free
     with pytest.raises(InputError, match=r"holds another experiment.*optimizer.learning_rate: 0.0001, not 0.0005"):
@@ -218,8 +215,8 @@ def test_a_start_that_failed_claims_nothing(shared, tmp_path):
         train(config, tmp_path / "run")
     config = local_config(shared)
     config.optimizer.learning_rate = 1e-4
-    claim(epath.Path(tmp_path / "run"), config)
-    assert differences(config, from_json(epath.Path(tmp_path / "run/config.json"))) == []
+    check_experiment(epath.Path(tmp_path / "run"), config)
+    assert not (tmp_path / "run/config.json").exists()
 
 
 def test_a_converted_folder_is_not_trained_in(shared, tmp_path):
@@ -228,7 +225,7 @@ def test_a_converted_folder_is_not_trained_in(shared, tmp_path):
     save_folder(tmp_path / "converted", config, jax.device_get({**params, **stats}))
     before = (tmp_path / "converted/config.json").read_text()
     config.optimizer.learning_rate = 1e-4
-    with pytest.raises(InputError, match="holds another experiment"):
+    with pytest.raises(InputError, match="is a converted or exported folder"):
         train(config, tmp_path / "converted")
     assert (tmp_path / "converted/config.json").read_text() == before
 
@@ -284,14 +281,6 @@ def test_too_many_unreadable_images_stop_the_run(shared, tmp_path):
     train(config, tmp_path / "lenient")
     counted = [record["unreadable"] for record in metrics.read(tmp_path / "lenient") if "unreadable" in record]
     assert counted[-1] > 0
-
-
-@pytest.fixture(scope="module")
-def trained(shared, tmp_path_factory):
-    """A finished run of two epochs of six steps."""
-    workdir = tmp_path_factory.mktemp("trained")
-    train(local_config(shared), workdir)
-    return workdir
 
 
 def flipped(data, number):
@@ -432,7 +421,8 @@ def poison(workdir):
     items["params"][name] = np.full_like(items["params"][name], np.inf)
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=3) as checkpoints:
         checkpoints._manager.delete(meta["step"])
-        checkpoints.save(meta["step"], jax.device_put(items), {key: meta[key] for key in ("progress", "config")})
+        carried = {key: meta[key] for key in ("progress", "config", "data")}
+        checkpoints.save(meta["step"], jax.device_put(items), carried)
 
 
 def test_averages_are_what_is_evaluated_and_kept(shared, tmp_path):

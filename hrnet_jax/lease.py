@@ -1,0 +1,166 @@
+"""One training a work directory: a lease that its holder renews, and that expires when the holder is gone.
+
+    workdir/lease.json    who holds it (host, process, since when), and a count of its renewals
+
+A holder on the same machine whose process is gone has lost it at once. On another machine it counts as gone when its
+count stands still for `EXPIRY` seconds; no clocks are compared. Files are renamed, not locked, so that this holds on
+network file systems and in buckets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import pathlib
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+from etils import epath
+
+from data_pipelines import storage
+from data_pipelines.errors import InputError
+from data_pipelines.json_files import read_json
+
+NAME = "lease.json"
+RENEWAL = 1.0  # seconds
+EXPIRY = 15.0  # seconds without a renewal
+_SETTLING = 0.5  # seconds in which another that started at the same moment would be seen; longer than a write takes
+_POLL = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class Lease:
+    """A context in which this process holds a work directory.
+
+    Entering it raises InputError, in one line that names the holder, when another process holds the directory; it
+    waits while a holder on another machine may or may not be alive, at most `EXPIRY` seconds.
+    """
+
+    def __init__(self, workdir: str | os.PathLike):
+        self._workdir, self._path = os.fspath(workdir), epath.Path(workdir) / NAME
+        self._mine = {**_this_process(), "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
+        self._renewals = 0
+        self._lost_to: dict[str, Any] | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def check(self) -> None:
+        """Raises InputError when another process has taken the lease: this one was taken for dead."""
+        if self._lost_to:
+            raise InputError(
+                f"{self._workdir}: {_words(self._lost_to)} took over this work directory, since this process did not "
+                f"renew its lease for {EXPIRY:g} s; nothing more is saved"
+            )
+
+    def __enter__(self) -> Lease:
+        with storage.bucket_errors(self._workdir):
+            self._wait_until_free()
+            self._write()
+            time.sleep(_SETTLING)
+            holder = self._read()
+        if holder and holder.get("token") != self._mine["token"]:
+            raise self._taken(holder)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+        if not self._lost_to:
+            with contextlib.suppress(Exception):  # it expires
+                self._path.unlink()
+
+    def _wait_until_free(self) -> None:
+        holder, told = self._read(), False
+        while holder:
+            if _is_on_this_machine(holder):
+                if _is_running(holder):
+                    raise self._taken(holder)
+                return
+            seen = time.monotonic()
+            while (now := self._read()) == holder:
+                waited = time.monotonic() - seen
+                if waited > EXPIRY:
+                    return
+                if waited > 3 * RENEWAL and not told:
+                    logger.info("%s: waiting whether %s still runs", self._workdir, _words(holder))
+                    told = True
+                time.sleep(_POLL)
+            if now and now.get("token") == holder.get("token"):
+                raise self._taken(holder)
+            holder = now
+
+    def _taken(self, holder: dict[str, Any]) -> InputError:
+        return InputError(
+            f"{self._workdir}: {_words(holder)} trains in this work directory; wait for its end, stop it, or take "
+            "another --workdir"
+        )
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWAL):
+            # A full disk, or a bucket out of reach for a moment, ends the run where it matters: at a save.
+            with contextlib.suppress(Exception):
+                holder = self._read()
+                if holder and holder.get("token") != self._mine["token"]:
+                    self._lost_to = holder
+                    return
+                self._write()
+
+    def _write(self) -> None:
+        self._renewals += 1
+        content = json.dumps({**self._mine, "renewals": self._renewals}) + "\n"
+        storage.write(self._path, content, sync=False)  # it says nothing after a power cut
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            holder = read_json(self._path) if self._path.exists() else None
+        except (InputError, FileNotFoundError):
+            return None
+        return holder if isinstance(holder, dict) else None
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "machine": _machine(),
+        "started": _started(os.getpid()),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def _machine() -> str:
+    """Where a process number means the same process: this boot of the machine, and its container."""
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
+    with contextlib.suppress(OSError):
+        return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return f"unknown {uuid.uuid4()}"
+
+
+def _started(process: int) -> str:
+    """When a process started, in its machine's clock ticks; empty when there is none, or only its remains."""
+    try:
+        # The name, in brackets, may hold anything.
+        fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _is_on_this_machine(holder: dict[str, Any]) -> bool:
+    return holder.get("machine") == _machine()
+
+
+def _is_running(holder: dict[str, Any]) -> bool:
+    return bool(holder.get("started")) and _started(holder.get("process", -1)) == holder["started"]
+
+
+def _words(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('process')} on {holder.get('host')} (since {holder.get('since')})"
