@@ -1,17 +1,20 @@
 """Kills a training run again and again, and compares where it ends with one that was never touched.
 
-    python benchmarks/kill_and_resume.py --root DATA --output /tmp/kills --kills 40 --json kills.json
+    python benchmarks/kill_and_resume.py --root DATA --output /tmp/kills --kills 200 --json kills.json
 
-Trains a tiny network on CPU, with evaluation, twice: once in peace, and once with SIGKILL at random moments, a third
-of them while a checkpoint is being written; one restart is certain to fall into the first epoch, one on the boundary
-of two and one into the last epoch. All arrays of the final checkpoints and all losses are then compared bit for bit.
+Trains a tiny network on CPU, with evaluation, twice: once in peace, and once with SIGKILL in each phase of a run: while
+it starts, while a checkpoint is being written, during an evaluation and at random moments; one restart is certain to
+fall into the first epoch, one on the boundary of two and one into the last epoch. Another process loads the run's best
+checkpoint all the while. All arrays of the final checkpoints and all losses are then compared bit for bit.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import json
+import os
 import pathlib
 import random
 import re
@@ -25,24 +28,41 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from etils import epath
 
 from hrnet_jax import checkpoint, metrics
 from hrnet_jax.config import from_json
-from hrnet_jax.mesh import create_mesh, replicated
+from hrnet_jax.mesh import create_mesh
 from hrnet_jax.models import create_model, state_dict
-from hrnet_jax.train import start, to_items
+from hrnet_jax.train import on_mesh, start, to_items
 
-EPOCHS = 120
+EVALUATED = 10  # epochs from one evaluation to the next
 SAVING = "*.orbax-checkpoint-tmp*"
 
+# Loads a run's best checkpoint again and again until its input ends, then tells how often.
+_READER = """
+import select, sys
+from hrnet_jax import checkpoint
+from data_pipelines.errors import InputError
+loads = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    try:
+        checkpoint.load(sys.argv[1])
+        loads += 1
+    except InputError as error:
+        if "no such f" not in str(error) and "holds no checkpoint yet" not in str(error):
+            raise
+print(loads)
+"""
 
-def command(root: pathlib.Path, workdir: pathlib.Path) -> list[str]:
-    """The run: 120 short epochs, each saved, every tenth evaluated."""
+
+def command(root: pathlib.Path, workdir: pathlib.Path, epochs: int) -> list[str]:
+    """The run: short epochs, each saved, every tenth evaluated."""
     overrides = {
-        "epochs": EPOCHS,
+        "epochs": epochs,
         "log_every": 5,
         "ema": 0.9,
-        "eval.every_epochs": 10,
+        "eval.every_epochs": EVALUATED,
         "eval.batch_size": 32,
         "data.root": root,
         "data.eval.boxes": "",
@@ -55,12 +75,13 @@ def command(root: pathlib.Path, workdir: pathlib.Path) -> list[str]:
 class Run:
     """One start of the command, and what its log says so far."""
 
-    def __init__(self, root: pathlib.Path, workdir: pathlib.Path, log: pathlib.Path | None = None):
+    def __init__(self, root: pathlib.Path, workdir: pathlib.Path, log: pathlib.Path | None = None, epochs: int = 120):
         self.workdir, self.started = workdir, time.monotonic()
         self._left = self._being_saved()  # by kills before
         self._log = (log or workdir.parent / f"{workdir.name}.log").open("a+")
         self._from = self._log.seek(0, 2)
-        self.process = subprocess.Popen(command(root, workdir), stdout=self._log, stderr=subprocess.STDOUT, text=True)
+        line = command(root, workdir, epochs)
+        self.process = subprocess.Popen(line, stdout=self._log, stderr=subprocess.STDOUT, text=True)
 
     def text(self) -> str:
         """What it printed."""
@@ -77,10 +98,16 @@ class Run:
         """Whether it is writing a checkpoint now."""
         return bool(self._being_saved() - self._left)
 
+    def evaluating(self, steps_per_epoch: int) -> bool:
+        """Whether a state was saved that it evaluates now."""
+        there = [int(path.name) for path in self.workdir.glob("checkpoints/*") if path.name.isdecimal()]
+        newest = max(there, default=0)
+        is_due = newest and newest % (EVALUATED * steps_per_epoch) == 0
+        return bool(is_due) and not (self.workdir / f"checkpoints/{newest}/metrics.json").exists()
+
     def _being_saved(self) -> set[tuple[str, int]]:
-        folders = [path for name in ("checkpoints", "best") for path in (self.workdir / name).glob(SAVING)]
         found = set()
-        for folder in folders:
+        for folder in self.workdir.glob(f"checkpoints/{SAVING}"):
             with contextlib.suppress(FileNotFoundError):
                 found.add((folder.name, folder.stat().st_ino))
         return found
@@ -97,24 +124,30 @@ class Run:
 
 
 def kill_once(
-    run: Run, kind: str, rng: random.Random, steps_per_epoch: int, to_first_step: float
+    run: Run, kind: str, rng: random.Random, steps_per_epoch: int, last_step: int, to_first_step: float
 ) -> dict[str, Any] | None:
     """Waits for a moment of that kind and kills; None when the run ended before."""
-    last_epoch = (EPOCHS - 1) * steps_per_epoch
-    deadline = run.started + rng.uniform(0.3, 1.6) * to_first_step  # from its first imports to some epochs on
+    last_epoch = last_step - steps_per_epoch
+    # From its first imports to the first step, or to some epochs on.
+    deadline = run.started + rng.uniform(0.2, 1.0 if kind == "starting" else 1.6) * to_first_step
     while run.running():
         step = run.step()
         due = {
+            "starting": time.monotonic() > deadline,
             "saving": run.saving(),
+            "evaluating": run.evaluating(steps_per_epoch),
             "first epoch": 0 <= step <= steps_per_epoch,
             "boundary": step > 0 and step % steps_per_epoch == 0,
             "last epoch": step >= last_epoch,
             "random": time.monotonic() > deadline,
         }[kind]
         if due:
-            saving = run.saving()
+            if kind == "evaluating":
+                time.sleep(rng.uniform(0, 1))  # anywhere in it
+            phase = "saving" if run.saving() else "evaluating" if run.evaluating(steps_per_epoch) else "training"
+            phase = "starting" if run.step() < 0 else phase
             run.kill()
-            return {"kind": kind, "step": step, "saving": saving, "seconds": time.monotonic() - run.started}
+            return {"kind": kind, "step": step, "phase": phase, "seconds": time.monotonic() - run.started}
         time.sleep(0.0005 if kind == "saving" else 0.01)
     return None
 
@@ -122,14 +155,12 @@ def kill_once(
 def final_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
     """All arrays of the newest checkpoint by path, and its step."""
     config = from_json(workdir / "config.json")
-    items = to_items(start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), config.ema))
-    sharding = replicated(create_mesh(jax.devices()[:1]))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding), items)
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
-        restored = checkpoints.restore(abstract)
-    assert restored is not None
-    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(restored[0]))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, restored[1]["step"]
+    state = start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), config.ema)
+    newest = epath.Path(workdir) / "checkpoints" / str(checkpoint.steps(workdir / "checkpoints")[-1])
+    assert checkpoint.damage(newest) is None
+    items, meta = checkpoint.restore(newest, to_items(on_mesh(state, create_mesh(jax.devices()[:1]))))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(items))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, meta["step"]
 
 
 def differing_bits(a: np.ndarray, b: np.ndarray) -> int:
@@ -151,14 +182,16 @@ def main() -> None:
     parser.add_argument("--root", type=pathlib.Path, required=True, help="COCO + AIC, laid out like the recipes'")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=0, help="of the run; default: three for each kill, 120 at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.output, ignore_errors=True)
     arguments.output.mkdir(parents=True)
     rng = random.Random(arguments.seed)
+    epochs = arguments.epochs or max(120, 3 * arguments.kills)
 
-    whole = Run(arguments.root, arguments.output / "whole")
+    whole = Run(arguments.root, arguments.output / "whole", epochs=epochs)
     while whole.running() and whole.step() < 0:
         time.sleep(0.1)
     to_first_step = time.monotonic() - whole.started
@@ -166,24 +199,26 @@ def main() -> None:
         raise SystemExit(whole.text())
     undisturbed = time.monotonic() - whole.started
     expected, last_step = final_state(whole.workdir)
-    steps_per_epoch = last_step // EPOCHS
+    steps_per_epoch = last_step // epochs
 
-    random_kinds = ["saving"] * (arguments.kills // 3 + 1)
-    random_kinds += ["random"] * (arguments.kills - 3 - len(random_kinds))
+    random_kinds = (["starting", "saving", "evaluating", "random"] * arguments.kills)[: arguments.kills - 3]
     rng.shuffle(random_kinds)
     kinds = ["first epoch", "boundary", *random_kinds, "last epoch"]
     kills, resumed, fell_back = [], 0, 0
     workdir = arguments.output / "killed"
+    line = [sys.executable, "-c", _READER, str(workdir)]
+    reader = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
     for number, kind in enumerate(kinds):
-        run = Run(arguments.root, workdir)
-        kill = kill_once(run, kind, rng, steps_per_epoch, to_first_step)
+        run = Run(arguments.root, workdir, epochs=epochs)
+        kill = kill_once(run, kind, rng, steps_per_epoch, last_step, to_first_step)
         if kill is None:
             raise SystemExit(f"the run ended before kill {number + 1} ({kind}):\n{run.text()[-2000:]}")
         kills.append(kill)
-        print(f"kill {number + 1:2} {kind:12} step {kill['step']:4} {'saving' if kill['saving'] else ''}", flush=True)
-    run = Run(arguments.root, workdir)
+        print(f"kill {number + 1:3} {kind:12} step {kill['step']:4} {kill['phase']}", flush=True)
+    run = Run(arguments.root, workdir, epochs=epochs)
     if run.process.wait():
         raise SystemExit(run.text())
+    loads = int(reader.communicate("")[0])
     log = (arguments.output / "killed.log").read_text()
     resumed = len(re.findall(r"^continuing at step", log, re.MULTILINE))
     fell_back = len(re.findall(r"trying the one before", log))
@@ -196,7 +231,8 @@ def main() -> None:
     common = set(loss) & set(their_loss)
     summary = {
         "kills": len(kills),
-        "while saving": sum(kill["saving"] for kill in kills),
+        **{f"while {phase}": count for phase, count in collections.Counter(k["phase"] for k in kills).items()},
+        "loads by another process meanwhile": loads,
         "resumes": resumed,
         "checkpoints fallen back over": fell_back,
         "last step": step,

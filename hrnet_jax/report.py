@@ -26,6 +26,7 @@ from eval.coco import METRICS
 from hrnet_jax import checkpoint, cli
 from hrnet_jax import config as config_lib
 from hrnet_jax import metrics as metric_files
+from hrnet_jax import record as record_lib
 from hrnet_jax.report_errors import EXPLANATION, mistakes
 from hrnet_jax.report_page import Html, chart, note, page, table, tag
 
@@ -145,11 +146,10 @@ def _overview(folder: epath.Path, records: Records, evaluations: list[Evaluation
         rows.append(("Best AP", "nothing was evaluated yet"))
     if last := _last(records, "loss"):
         rows.append(("Logged", f"up to step {records[-1]['step']:,.0f}; loss {last:.3g}"))
-    steps = {name: _steps(folder / name) for name in ("checkpoints", "best")}
-    if any(steps.values()) or records:
-        kept = ", ".join(f"{step:,}" for step in steps["checkpoints"]) or "none"
-        best_kept = "".join(f"; the best at {step:,}" for step in steps["best"])
-        rows.append(("Checkpoints at steps", kept + best_kept))
+    if (steps := checkpoint.steps(folder / "checkpoints")) or records:
+        rows.append(("Checkpoints at steps", ", ".join(f"{step:,}" for step in steps) or "none"))
+    if starts := record_lib.read_starts(folder):
+        rows.append(("Started", f"{len(starts)} times, last {_start(starts[-1])}"))
     for key, title in (("skipped", "Skipped steps (not finite)"), ("unreadable", "Unreadable samples (replaced)")):
         if (count := _last(records, key)) is not None:
             rows.append((title, tag("strong", f"{count:,.0f}") if count else "0"))
@@ -218,9 +218,11 @@ def _last(records: Records, key: str) -> float | None:
     return next((record[key] for record in reversed(records) if key in record), None)
 
 
-def _steps(folder: epath.Path) -> list[int]:
-    """The checkpoints' steps."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+def _start(start: dict[str, Any]) -> str:
+    """A start's record in a line."""
+    versions = start["versions"] if isinstance(start.get("versions"), dict) else {}
+    where = f"{str(start.get('start'))[:19]} on {start.get('devices')} ({start.get('host')}), jax {versions.get('jax')}"
+    return f"{where}: {start.get('outcome') or 'runs, or was killed'}"
 
 
 def _ap(number: float) -> str:

@@ -144,8 +144,11 @@ def workdir(people, config, tmp_path_factory):
     config = config.copy_and_resolve_references()
     config.data.max_unreadable = 1.0
     write_log(folder, config)
-    for name in ("checkpoints/10", "checkpoints/20", "best/20"):
-        (folder / name).mkdir(parents=True)
+    for step in (10, 20):
+        (folder / f"checkpoints/{step}").mkdir(parents=True)
+        (folder / f"checkpoints/{step}/digests.json").write_text("{}")
+    start = {"start": "2026-01-02T03:04:05.678+00:00", "host": "a", "devices": "8 x b", "versions": {"jax": "1"}}
+    (folder / "starts.json").write_text(json.dumps([{**start, "outcome": None}]))
     (folder / "checkpoints/20/metrics.json").write_text("no JSON")  # nothing is looked for in there
     return folder
 
@@ -170,7 +173,8 @@ def test_a_run_with_two_evaluations(copy):
     assert (root[0], annotated[0]) == ("copy", "copy/annotated_boxes")
     overview = dict(page.tables[0])
     assert overview["Best AP"] == "0.625 at step 10"
-    assert overview["Checkpoints at steps"] == "10, 20; the best at 20"
+    assert overview["Checkpoints at steps"] == "10, 20"
+    assert overview["Started"] == "1 times, last 2026-01-02T03:04:05 on 8 x b (a), jax 1: runs, or was killed"
     assert overview["Skipped steps (not finite)"] == "1"
     assert overview["Unreadable samples (replaced)"] == "1"
     titles = {drawing["aria-label"] for drawing in page.all("svg")}
