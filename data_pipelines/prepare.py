@@ -28,7 +28,7 @@ from etils import epath
 
 from data_pipelines import storage
 from data_pipelines.annotations import load_instances
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, tell
 from data_pipelines.instances import Instances, write_index
 from data_pipelines.json_files import stream_json, write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
             with storage.bucket_errors(target, f"; the data set is in {flags['output']}"):
                 upload(pathlib.Path(flags["output"]), epath.Path(target))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command continues with the first shard that is not finished", file=sys.stderr)
