@@ -8,7 +8,6 @@ What is dropped, and how boxes are clipped, follows MMPose 1.3.2's CocoDataset.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_pipelines.checks import FARTHEST, LARGEST, as_numbers, check_visibility, is_crowd
 from data_pipelines.errors import InputError, brief
 from data_pipelines.images import ImageFiles, check_name
 from data_pipelines.instances import FORMAT_VERSION, Instances, read_index, write_index
@@ -85,9 +85,12 @@ def cached_instances(
     facts = [FORMAT_VERSION, str(annotations.resolve()), stat.st_size, stat.st_mtime_ns, keypoints.names]
     digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
     folder = pathlib.Path(cache_dir) / "annotations" / f"{annotations.stem}-{digest}"
-    with contextlib.suppress(InputError, ValueError, OSError, TypeError, KeyError):  # none there, or a damaged one
-        return read_index(folder, ImageFiles(str(images)))
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        try:
+            return read_index(folder, ImageFiles(str(images)))
+        except (ValueError, OSError, TypeError, LookupError) as error:
+            logger.warning("%s: damaged (%s); %s is read again", folder, brief(str(error)), annotations)
+            shutil.rmtree(folder, ignore_errors=True)
     instances = load_instances(annotations, images, keypoints)
     try:
         write_index(folder, instances)
@@ -131,7 +134,7 @@ def load_detections(
         bbox = _numbers(where, "bbox", box.get("bbox"), 4)
         if min(bbox[2:]) <= 0:
             raise InputError(f"{where}: the box {bbox.tolist()} (xywh) has no area")
-        scores.append(_numbers(where, "score", [box.get("score")], 1)[0])
+        scores.append(_numbers(where, "score", [box.get("score")], 1, largest=LARGEST)[0])
         image_ids.append(image_id)
         bboxes.append(bbox)
         numbers.append(i)
@@ -258,7 +261,7 @@ class _File:
             raise InputError(f"{where}: image_id {brief(repr(image_id))} is not among the file's images")
         if not _is_integer(number):
             raise InputError(f"{where}: 'id' must be an integer")
-        crowd, labelled = bool(annotation.get("iscrowd", 0)), annotation.get("num_keypoints")
+        crowd, labelled = is_crowd(where, annotation), annotation.get("num_keypoints")
         if labelled is not None and not _is_integer(labelled):
             raise InputError(f"{where}: 'num_keypoints' must be an integer, not {brief(repr(labelled))}")
         return _Person(where, image_id, number, annotation.get("bbox"), annotation["keypoints"], crowd, labelled)
@@ -309,29 +312,38 @@ def _checked_numbers(people: list[_Person], keypoints: KeypointSet, native: bool
     if native:
         known = np.isin(points[..., 2], (0, 1, 2, 3)).all(1)
         if not known.all():
-            where = people[int(known.argmin())].where
-            raise InputError(f"{where}: visibility must be 1 (visible), 2 (occluded) or 3 (absent)")
+            i = int(known.argmin())
+            odd = next(v for v in points[i, :, 2].tolist() if v not in (0, 1, 2, 3))
+            raise InputError(
+                f"{people[i].where}: visibility must be 1 (visible), 2 (occluded) or 3 (absent), not {odd:g}"
+            )
         points[..., 2] = _AIC_VISIBILITY[points[..., 2].astype(int)]
         boxes[:, 2:] -= boxes[:, :2]
+    elif not (known := np.isin(points[..., 2], (0, 1, 2)).all(1)).all():
+        i = int(known.argmin())
+        check_visibility(people[i].where, points[i])
     return boxes.astype(np.float32), points.astype(np.float32)
 
 
 def _table(rows: list[Any], width: int) -> np.ndarray | None:
-    """Rows of finite numbers as one array; None when any row is something else."""
-    try:
-        table = np.array(rows, np.float64)
-    except (TypeError, ValueError, OverflowError):
+    """Rows of coordinates as one array; None when any row is something else."""
+    table = as_numbers(rows)
+    if table is None or table.shape != (len(rows), width):
         return None
-    return table if table.shape == (len(rows), width) and np.isfinite(table).all() else None
+    return table if (np.abs(table) <= FARTHEST).all() else None
 
 
-def _numbers(where: str, key: str, values: Any, count: int, keypoints: KeypointSet | None = None) -> np.ndarray:
-    try:
-        numbers = np.asarray(values, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        numbers = None
+def _numbers(
+    where: str,
+    key: str,
+    values: Any,
+    count: int,
+    keypoints: KeypointSet | None = None,
+    largest: float = FARTHEST,
+) -> np.ndarray:
+    numbers = as_numbers(values)
     if numbers is None or numbers.ndim != 1:
-        raise InputError(f"{where}: {key!r} is not a list of numbers")
+        raise InputError(f"{where}: {key!r} is not a list of numbers: {brief(values)}")
     if len(numbers) != count:
         if keypoints is not None:
             raise InputError(
@@ -341,6 +353,8 @@ def _numbers(where: str, key: str, values: Any, count: int, keypoints: KeypointS
         raise InputError(f"{where}: {key!r} has {len(numbers)} numbers, not {count}")
     if not np.isfinite(numbers).all():
         raise InputError(f"{where}: {key!r} holds a number that is not finite: {brief(numbers.tolist())}")
+    if numbers.size and (size := np.abs(numbers).max()) > largest:
+        raise InputError(f"{where}: {key!r} holds a number that is too large: {size:g}")
     return numbers
 
 

@@ -19,7 +19,7 @@ from data_pipelines.images import ImageSource, Picture
 from data_pipelines.json_files import read_json, write_json
 from data_pipelines.keypoints import KeypointMapping
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _COLUMNS = ("files", "file_index", "image_id", "instance_id", "bbox", "keypoints", "box_score")
 _FACTS = "index.json"
@@ -62,14 +62,6 @@ class Instances:
     def __len__(self) -> int:
         return len(self.file_index)
 
-    def digest(self) -> str:
-        """A SHA-256 of the people and their image files' names."""
-        digest = hashlib.sha256()
-        for column in _COLUMNS:
-            array = np.ascontiguousarray(getattr(self, column))
-            digest.update(f"{column} {array.dtype} {array.shape} ".encode() + array.tobytes())
-        return digest.hexdigest()
-
     def path(self, row: int) -> str:
         """Where an instance's image is, for messages."""
         return self.images.name(int(self.file_index[row]), self._file(row))
@@ -82,6 +74,15 @@ class Instances:
         """An instance's keypoints, mapped."""
         keypoints = np.array(self.keypoints[row])
         return self.mapping.apply(keypoints) if self.mapping else keypoints
+
+    def digest(self) -> str:
+        """SHA-256 of the people as they were annotated, wherever their images and the columns are."""
+        digest = hashlib.sha256()
+        for name in _COLUMNS:
+            column = np.ascontiguousarray(getattr(self, name))
+            digest.update(f"{name} {column.dtype.str} {column.shape}\n".encode())
+            digest.update(column.reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
 
     def mapped(self, mapping: KeypointMapping) -> Instances:
         """The same people in another keypoint set."""
@@ -121,6 +122,7 @@ def write_index(folder: str | os.PathLike, instances: Instances) -> None:
         for column in _COLUMNS:
             np.save(partial / f"{column}.npy", getattr(instances, column))
         facts = {"name": instances.name, "detected": instances.detected, "dropped": dict(instances.dropped)}
+        facts["digest"] = instances.digest()
         write_json(partial / _FACTS, {"format_version": FORMAT_VERSION, **facts})
         partial.chmod(0o755)
         if not folder.exists():
@@ -137,8 +139,12 @@ def read_index(folder: str | os.PathLike, images: ImageSource) -> Instances:
     folder = pathlib.Path(folder).absolute()
     facts = read_json(folder / _FACTS)
     if facts.pop("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{folder}: of another version")
-    return Instances(images=images, index=str(folder), **facts, **_map_columns(folder))
+        raise ValueError("of another version")
+    digest = facts.pop("digest")
+    instances = Instances(images=images, index=str(folder), **facts, **_map_columns(folder))
+    if instances.digest() != digest:
+        raise ValueError("its content is not what was written")
+    return instances
 
 
 def _map_columns(folder: pathlib.Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from data_pipelines import storage
+from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError
 
 _skip_whitespace = re.compile(r"[ \t\n\r]*").match
@@ -21,6 +22,7 @@ _decode = json.JSONDecoder().raw_decode
 
 def read_json(path: str | os.PathLike) -> Any:
     """Parses a JSON file. Raises InputError that names the file when it is missing or is not JSON."""
+    check_regular(path)
     with _errors_named(path):
         return json.loads(epath.Path(path).read_bytes())
 
@@ -35,6 +37,7 @@ def stream_json(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     Raises:
       InputError: as `read_json`, when the place is reached.
     """
+    check_regular(path)
     with _errors_named(path):
         yield from _Text(_read_text(path)).pieces()
 
@@ -106,7 +109,7 @@ def _read_text(path: str | os.PathLike) -> str:
         if not os.fstat(file.fileno()).st_size:
             return ""
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return str(mapped, "utf-8")  # type: ignore[call-overload]
+            return str(mapped, "utf-8-sig")  # type: ignore[call-overload]
 
 
 @contextlib.contextmanager

@@ -8,12 +8,10 @@ compute, so they never change it. Nothing random may come after `_HostSlice`, wh
 from __future__ import annotations
 
 import dataclasses
-import importlib.machinery
 import itertools
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +19,7 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
+from grain._src.python.dataset.transformations.process_prefetch import ProcessPrefetchIterDataset
 
 from data_pipelines import transforms
 from data_pipelines.annotations import cached_instances, load_detections
@@ -30,6 +29,7 @@ from data_pipelines.instances import Instances
 from data_pipelines.keypoints import KeypointMapping, keypoint_set
 from data_pipelines.pixels import augment_pixels
 from data_pipelines.prepared import load_prepared
+from data_pipelines.processes import become_worker, starting_workers
 from data_pipelines.transforms import Augmentation, View
 from data_pipelines.types import Batch, Config
 
@@ -38,6 +38,9 @@ _ATTEMPTS = 100
 
 # Batches that threads compute while worker processes start.
 _WHILE_STARTING = 8
+
+# Batches that a worker process has ready.
+_AHEAD = 2
 
 
 def create_train_dataset(
@@ -131,6 +134,7 @@ class TrainData:
 
     def sample(self, index: int, row: int) -> Batch:
         """Returns sample `index`, which shows person `row`, or another where that one's image cannot be read."""
+        last = None
         for attempt in range(_ATTEMPTS):
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, attempt, index]))
             if attempt:
@@ -139,16 +143,8 @@ class TrainData:
                 return self._augmented(rng, index, row, valid=not attempt)
             except InputError as error:
                 logging.getLogger(__name__).warning("sample %d: %s; replaced", index, error)
-        raise InputError(f"sample {index}: {_ATTEMPTS} images in a row cannot be read; the last: {self.problem(row)}")
-
-    def problem(self, row: int) -> str | None:
-        """What is wrong with a person's image, if anything."""
-        _, source, row = self._locate(row)
-        try:
-            source.open(row)
-        except InputError as error:
-            return str(error)
-        return None
+                last = error
+        raise InputError(f"sample {index}: {_ATTEMPTS} images in a row cannot be read; the last: {last}")
 
     def _locate(self, row: int) -> tuple[int, Instances, int]:
         for number, source in enumerate(self.sources):
@@ -298,8 +294,9 @@ class EvalData:
 class Ahead(Iterator[Any]):
     """Elements that are computed ahead of use; close it when done."""
 
-    def __init__(self, *parts: grain.DatasetIterator):
-        self._parts, self._elements = parts, itertools.chain(*parts)
+    def __init__(self, first: grain.DatasetIterator, workers: Sequence[grain.DatasetIterator] = ()):
+        self._parts = [first, *workers]
+        self._elements = itertools.chain(first, _in_turns(workers))
 
     def __next__(self) -> Any:
         return next(self._elements)
@@ -323,13 +320,28 @@ def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> Ahead:
     # Grain hands its absl flags to the workers, and refuses to before they are parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    # Spawned processes import the program's main module anew, and with it all that a trainer needs, unless it is
-    # some package's __main__. Workers need the pipeline only, which comes with the pickled dataset.
-    sys.modules["__main__"].__spec__ = importlib.machinery.ModuleSpec("data_pipelines.__main__", None)
-    processes = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-    rest = iter(dataset[_WHILE_STARTING:].to_iter_dataset(options).mp_prefetch(processes))
-    rest.start_prefetch()
-    return Ahead(first, rest)
+    parts: list[grain.DatasetIterator] = []
+    try:
+        # Grain's `mp_prefetch` starts processes in threads of its own, at some time after the first element is wanted.
+        with starting_workers():
+            for number in range(workers):
+                part = dataset[_WHILE_STARTING + number :: workers].to_iter_dataset(options)
+                parts.append(iter(ProcessPrefetchIterDataset(part, _AHEAD, become_worker)))
+                parts[-1].start_prefetch()
+    except BaseException:
+        Ahead(first, parts).close()
+        raise
+    first.start_prefetch()
+    return Ahead(first, parts)
+
+
+def _in_turns(parts: Sequence[grain.DatasetIterator]) -> Iterator[Any]:
+    """Element i of part i % n, until one has no more."""
+    for part in itertools.cycle(parts):
+        try:
+            yield next(part)
+        except StopIteration:
+            return
 
 
 def stack(samples: Sequence[Batch]) -> Batch:

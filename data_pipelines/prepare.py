@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -29,12 +28,13 @@ from etils import epath
 
 from data_pipelines import storage
 from data_pipelines.annotations import load_instances
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, tell
 from data_pipelines.instances import Instances, write_index
 from data_pipelines.json_files import stream_json, write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
 from data_pipelines.prepare_report import FACTS, make_report, sources, summary
 from data_pipelines.prepared import INDEX, REPORT
+from data_pipelines.processes import starting_workers
 from data_pipelines.shards import Shard, SourceImage, start_worker, write_shard
 from data_pipelines.tfds_metadata import FINISHED, TEMPORARY, shard_name, write_tfds_metadata
 
@@ -178,10 +178,8 @@ def _in_processes(shards: list[Shard], processes: int, take: Callable[[Shard, di
     pool = concurrent.futures.ProcessPoolExecutor(min(processes, len(shards)), context, start_worker, (stop,))
     with pool:
         try:
-            # Workers inherit this: Ctrl-C is heard here only, once all are started, and they are told to stop.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            futures = {pool.submit(write_shard, shard): shard for shard in shards}
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            with starting_workers():
+                futures = {pool.submit(write_shard, shard): shard for shard in shards}
             for future in concurrent.futures.as_completed(futures):
                 take(futures[future], future.result())
         except concurrent.futures.process.BrokenProcessPool:
@@ -286,7 +284,7 @@ def main(arguments: list[str] | None = None) -> int:
             with storage.bucket_errors(target, f"; the data set is in {flags['output']}"):
                 upload(pathlib.Path(flags["output"]), epath.Path(target))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command continues with the first shard that is not finished", file=sys.stderr)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
-import threading
 import zlib
 from typing import Any
 
@@ -23,6 +21,7 @@ from data_pipelines.example import encode_example
 from data_pipelines.images import Pixels, decode_image
 from data_pipelines.jpeg import Cells, encode_cells
 from data_pipelines.json_files import read_json, write_json
+from data_pipelines.processes import become_worker
 
 PARTIAL = ".partial"
 
@@ -62,10 +61,10 @@ class StoppedError(Exception):
 
 
 def start_worker(stop: Any) -> None:
-    """Makes this process a worker, which ends soon after `stop` is set, and at once when its parent is gone."""
+    """Makes this process a worker, which stops soon after `stop` is set."""
     global _stop
+    become_worker()
     _stop = stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def write_shard(shard: Shard) -> dict[str, Any]:
@@ -106,13 +105,6 @@ def write_shard(shard: Shard) -> dict[str, Any]:
     facts |= {"images": images, "unreadable": unreadable}
     write_json(shard.facts, facts, indent=None)
     return facts
-
-
-def _end_with_parent() -> None:
-    # The pool's workers would wait for work for ever.
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
 
 
 def _record(shard: Shard, image: SourceImage) -> tuple[bytes, dict[str, Any]]:

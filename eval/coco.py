@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, tell
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet
 from data_pipelines.keypoints import keypoint_set as find_keypoint_set
 from eval.nms import instance_scores, suppress
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _write_json(arguments.output, metrics | conditions)
         print(format_table(metrics, conditions))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return 1
     return 0
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_pipelines.checks import FARTHEST, LARGEST, as_numbers, check_regular, check_visibility, is_crowd
 from data_pipelines.errors import InputError, brief
 from data_pipelines.keypoints import KeypointSet
 
@@ -171,8 +172,9 @@ def read_json(source: Any, kind: str) -> tuple[str, Any]:
     """Returns (name for errors, content); anything but a path is content already and goes by its `kind`."""
     if not isinstance(source, str | os.PathLike):
         return kind, source
+    check_regular(source)
     try:
-        with open(source, encoding="utf-8") as file:
+        with open(source, encoding="utf-8-sig") as file:
             return str(source), json.load(file)
     except OSError as error:
         raise InputError(f"{source}: cannot read the {kind}: {error.strerror}") from error
@@ -201,8 +203,10 @@ def _people(
     ]
     count = len(joints)
     expected = f"{3 * count} numbers: x, y and visibility of the {count} keypoints of set {joints.name!r}"
-    keypoints = _numbers(records, "keypoints", (3 * count,), expected, where)
-    boxes = _numbers(records, "bbox", (4,), "x, y, width and height", where)
+    keypoints = _numbers(records, "keypoints", (3 * count,), expected, where, FARTHEST)
+    for i, points in enumerate(keypoints.reshape(-1, count, 3)):
+        check_visibility(where(i), points)
+    boxes = _numbers(records, "bbox", (4,), "x, y, width and height", where, FARTHEST)
     if use_area:
         areas = _numbers(
             records, "area", (), "a number; data without areas is evaluated with use_area=False (--no-use_area)", where
@@ -219,7 +223,7 @@ def _people(
             "keypoints": keypoints[i],
             "bbox": boxes[i].tolist(),
             "area": float(areas[i]),
-            "iscrowd": int(bool(record.get("iscrowd", 0))),
+            "iscrowd": int(is_crowd(where(i), record)),
             "num_keypoints": int(labelled[i]),
         }
         for i, record in enumerate(records)
@@ -267,10 +271,15 @@ def _integers(values: list[Any], key: str, where: Where) -> Int[np.ndarray, "n"]
 
 
 def _numbers(
-    records: Sequence[Any], key: str, shape: tuple[int, ...], expected: str, where: Where
+    records: Sequence[Any],
+    key: str,
+    shape: tuple[int, ...],
+    expected: str,
+    where: Where,
+    largest: float = LARGEST,
 ) -> Float[np.ndarray, "n ..."]:
-    """The field as float64 [n, *shape], finite."""
-    return _array(_column(records, key, where, expected), key, shape, expected, where)
+    """The field as float64 [n, *shape], finite and at most `largest`."""
+    return _array(_column(records, key, where, expected), key, shape, expected, where, largest)
 
 
 def _boxes(records: Sequence[Any], where: Where) -> Float[np.ndarray, "n 4"]:
@@ -282,13 +291,15 @@ def _boxes(records: Sequence[Any], where: Where) -> Float[np.ndarray, "n 4"]:
     return boxes
 
 
-def _array(values: list[Any], key: str, shape: tuple[int, ...], expected: str, where: Where) -> np.ndarray:
+def _array(
+    values: list[Any], key: str, shape: tuple[int, ...], expected: str, where: Where, largest: float = LARGEST
+) -> np.ndarray:
     if not values:
         return np.zeros((0, *shape))
-    array = _as_floats(values)
+    array = as_numbers(values)
     if array is None or array.shape[1:] != shape:
         for i, value in enumerate(values):
-            row = _as_floats(value)
+            row = as_numbers(value)
             if row is None or row.shape != shape:
                 found = "something else" if row is None else f"{row.size} numbers of shape {row.shape}"
                 raise InputError(f"{where(i)}: {key}: expected {expected}, not {found}")
@@ -296,11 +307,7 @@ def _array(values: list[Any], key: str, shape: tuple[int, ...], expected: str, w
     finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if not finite.all():
         raise InputError(f"{where(int(np.argmin(finite)))}: {key} holds a number that is NaN or infinite, or a null")
+    sizes = np.abs(array).reshape(len(array), -1).max(axis=1)
+    if sizes.max() > largest:
+        raise InputError(f"{where(int(sizes.argmax()))}: {key} holds a number that is too large: {sizes.max():g}")
     return array
-
-
-def _as_floats(values: Any) -> np.ndarray | None:
-    try:
-        return np.array(values, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipelines.annotations import coco_annotations
+from data_pipelines.checks import FARTHEST, LARGEST, as_numbers, check_regular, check_visibility, is_crowd
 from data_pipelines.errors import InputError, brief
 from data_pipelines.images import check_name
 from data_pipelines.json_files import stream_json
@@ -123,15 +123,15 @@ def _pieces(path: str, labels: KeypointSet) -> Iterator[tuple[str, Any]]:
 
 def _add_detection(file: BoxFile, where: str, detection: dict[str, Any], threshold: float) -> None:
     score = detection.get("score", 1.0)
-    if not isinstance(score, (int, float)) or not abs(score) <= sys.float_info.max:
-        raise InputError(f"{where}: 'score' is {brief(repr(score))}")
+    if not isinstance(score, (int, float)) or not abs(score) <= LARGEST:
+        raise InputError(f"{where}: 'score' is {brief(repr(score))}, not a number that float32 can hold")
     image = detection.get("file_name", detection.get("image_id"))
     if isinstance(image, str):
         image = check_name(where, image)
     elif not isinstance(image, int):
         raise InputError(f"{where}: a detection needs an 'image_id' or a 'file_name'; this has {brief(repr(image))}")
     if detection.get("category_id", PERSON) == PERSON and score >= threshold:
-        file.boxes.setdefault(image, []).append((detection.get("bbox"), float(score)))
+        file.boxes.setdefault(image, []).append((_box(where, detection), float(score)))
 
 
 def _add_person(file: BoxFile, where: str, person: dict[str, Any], names: dict[int, str], labels: KeypointSet) -> None:
@@ -139,21 +139,33 @@ def _add_person(file: BoxFile, where: str, person: dict[str, Any], names: dict[i
     if image_id not in names:
         raise InputError(f"{where}: image_id {image_id} is not among the file's images")
     # Files of all categories (instances_*.json) have no keypoints.
-    if person.get("iscrowd") or (points is None and person.get("category_id", PERSON) != PERSON):
+    if is_crowd(where, person) or (points is None and person.get("category_id", PERSON) != PERSON):
         return
-    file.boxes.setdefault(names[image_id], []).append((person.get("bbox"), 1.0))
+    file.boxes.setdefault(names[image_id], []).append((_box(where, person), 1.0))
     if points is None:
         return
-    try:
-        table: Float[np.ndarray, "k 3"] = np.asarray(points, np.float64).reshape(-1, 3)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{where}: 'keypoints' is not a list of (x, y, visibility)") from None
-    if len(table) != len(labels) or not np.isfinite(table).all():
+    numbers = as_numbers(points)
+    if numbers is None or numbers.size % 3:
+        raise InputError(f"{where}: 'keypoints' is not a list of (x, y, visibility)")
+    table: Float[np.ndarray, "k 3"] = numbers.reshape(-1, 3)
+    if len(table) != len(labels):
         raise InputError(
-            f"{where}: {len(table)} keypoints, not the {len(labels)} finite ones of the set {labels.name!r} "
+            f"{where}: {len(table)} keypoints, not the {len(labels)} of the set {labels.name!r} "
             "(--config.data.eval.keypoints)"
         )
+    if not (np.abs(table) <= FARTHEST).all():
+        odd = next(v for v in table.ravel().tolist() if not abs(v) <= FARTHEST)
+        raise InputError(f"{where}: 'keypoints' holds a number that is not finite or too large: {odd:g}")
+    check_visibility(where, table)
     file.truth[names[image_id]].append(table)
+
+
+def _box(where: str, record: dict[str, Any]) -> Any:
+    numbers = as_numbers(record.get("bbox"))
+    if numbers is None or numbers.shape != (4,) or not (np.abs(numbers) <= FARTHEST).all():
+        value = brief(repr(record.get("bbox")))
+        raise InputError(f"{where}: 'bbox' is {value}, not x, y, width and height of at most {FARTHEST:g} pixels")
+    return record["bbox"]
 
 
 def _integer(where: str, key: str, record: dict[str, Any]) -> int:
@@ -163,6 +175,7 @@ def _integer(where: str, key: str, record: dict[str, Any]) -> int:
 
 
 def _array(path: str) -> np.ndarray:
+    check_regular(path)
     try:
         # Mapped, because a damaged header may claim any size.
         array = np.array(np.lib.format.open_memmap(path, mode="r"))
@@ -172,4 +185,7 @@ def _array(path: str) -> np.ndarray:
         raise InputError(f"{path}: not an array of numbers ({' '.join(str(error).split())[:200]})") from None
     if array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] != 4:
         raise InputError(f"{path}: {array.dtype} {list(array.shape)}; boxes are numbers [N, 4], xywh")
+    for number, box in enumerate(array.astype(np.float64)):
+        if not (np.abs(box) <= FARTHEST).all() or min(box[2:]) <= 0:
+            raise InputError(f"{path}: box {number}: {box.tolist()} (xywh) has no area, or lies outside of any image")
     return array

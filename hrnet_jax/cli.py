@@ -19,7 +19,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, LogFormatter, printable, tell
 from data_pipelines.json_files import read_json
 from hrnet_jax.mesh import is_main_host, join_hosts
 
@@ -59,7 +59,8 @@ def run(
     """
     # The compiler and TensorFlow-less libraries are chatty on standard error; a user's error is one line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stdout, force=True)
+    logging.getLogger().handlers[0].setFormatter(LogFormatter())
     # Orbax logs the traceback of every error that it raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     for name in ("hrnet_jax", "data_pipelines", "eval"):
@@ -73,15 +74,15 @@ def run(
                 logging.disable(logging.INFO)
         main(values, config)
     except (InputError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         sys.exit(1)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        print(printable(f"error: {error.filename or 'writing'}: {error.strerror}"), file=sys.stderr)
         sys.exit(1)
     except Aborted as error:
-        print(f"aborted: {error}", file=sys.stderr)
+        tell(error, "aborted")
         sys.exit(ABORTED)
     except Interrupted as error:
         print(error, file=sys.stderr)

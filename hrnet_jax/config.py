@@ -20,6 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
+from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError, brief
 from data_pipelines.keypoints import KeypointSet, keypoint_set
 from data_pipelines.types import Config
@@ -92,6 +93,7 @@ def to_json(config: ConfigDict) -> str:
 
 def from_json(path: str | os.PathLike) -> ConfigDict:
     """Reads a config that `to_json` wrote. Raises InputError when there is none or it is no config."""
+    check_regular(path)
     try:
         content = json.loads(epath.Path(path).read_text())
         config = ConfigDict(_with_tuples(content)) if isinstance(content, dict) else ConfigDict()

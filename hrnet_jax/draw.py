@@ -160,5 +160,8 @@ def curves(workdir: str | os.PathLike) -> None:
 
 def write_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
     """Writes an RGB image. Raises InputError when it cannot be written."""
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise InputError(f"{path}: cannot be written")
+    _, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    try:
+        path.write_bytes(png.tobytes())  # `cv2.imwrite` crashes on a path that is not UTF-8
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, printable, utf8
 from data_pipelines.keypoints import KeypointSet, keypoint_set
 from hrnet_jax import checkpoint, cli, draw
 from hrnet_jax.box_files import BoxFile, read_boxes
@@ -86,7 +86,7 @@ def predict(
 
     head = {
         "format_version": FORMAT_VERSION,
-        "model": predictor.origin,
+        "model": utf8(predictor.origin),
         "keypoints": list(predictor.keypoint_set.names),
     }
     images = people_seen = 0
@@ -136,9 +136,10 @@ def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
     if values["boxes"] or values["annotations"]:
         path = values["boxes"] or values["annotations"]
         boxes = read_boxes(path, labels, values["annotations"], numbers["box_threshold"])
-        if source.names and boxes.same is None and not any(boxes.of(name)[0] for name in source.names):
-            raise InputError(f"{path}: has no box on {source.names[0]}, nor on any other image of {source.path}")
-        others = sorted({name for name in boxes.boxes if isinstance(name, str)} - {*source.names})
+        names = [utf8(name) for name in source.names]
+        if names and boxes.same is None and not any(boxes.of(name)[0] for name in names):
+            raise InputError(f"{path}: has no box on {names[0]}, nor on any other image of {source.path}")
+        others = sorted({name for name in boxes.boxes if isinstance(name, str)} - {*names})
         if others and os.path.isdir(source.path):
             logger.warning("%s: %d names are no image of %s, for one %s", path, len(others), source.path, others[0])
     with config_errors(values["checkpoint"]):
@@ -147,7 +148,7 @@ def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
     look = Look(numbers["score_threshold"], labels, values["heatmaps"]) if values["draw"] else None
     images, people, unusable = predict(predictor, source, values["output"], boxes, look)
     left_out = f"; {unusable} could not be used, see above" if unusable else ""
-    print(f"{images} images, {people} people: {values['output']}{left_out}")
+    print(printable(f"{images} images, {people} people: {values['output']}{left_out}"))
 
 
 def _number(values: Mapping[str, Any], name: str) -> float:
@@ -224,19 +225,22 @@ def _picture_writer(output: pathlib.Path, source: Source) -> Iterator[Callable[[
         yield write
         return
     writer = cv2.VideoWriter()
+    folder = os.open(output, os.O_PATH)
 
     def append(name: str, picture: Pixels) -> None:
         del name
         if not writer.isOpened():
-            path, codec = str(output / "drawn.mp4"), cv2.VideoWriter.fourcc(*"mp4v")
+            # OpenCV crashes on a path that is not UTF-8.
+            path, codec = f"/proc/self/fd/{folder}/drawn.mp4", cv2.VideoWriter.fourcc(*"mp4v")
             if not writer.open(path, cv2.CAP_FFMPEG, codec, source.frames_a_second, picture.shape[1::-1]):
-                raise InputError(f"{path}: cannot be written")
+                raise InputError(f"{output / 'drawn.mp4'}: cannot be written")
         writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
     try:
         yield append
     finally:
         writer.release()
+        os.close(folder)
 
 
 class _Progress:

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from data_pipelines import transforms
+from data_pipelines.checks import FARTHEST, as_numbers
 from data_pipelines.errors import InputError
 from data_pipelines.images import MAX_MEGAPIXELS, read_image
 from data_pipelines.keypoints import keypoint_set
@@ -42,8 +43,6 @@ Image = str | os.PathLike | np.ndarray
 # `keypoints` float32 [K,2], (x, y) in image pixels; `scores` float32 [K]; `labels` int64 [K], positions in the keypoint
 # set; `bbox` float32 [4], xywh, as it was given.
 Person = dict[str, np.ndarray]
-
-_FARTHEST = 1e6  # pixels that a box may lie from the image's corner; no image is a tenth as large
 
 
 def load(path: str | os.PathLike, *, batch_size: int = BATCH_SIZE, max_megapixels: float = MAX_MEGAPIXELS) -> Predictor:
@@ -248,10 +247,9 @@ def read_rgb(path: str | os.PathLike, max_megapixels: float) -> UInt8[np.ndarray
 
 
 def _checked_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:
-    try:
-        array = np.asarray(boxes, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name}: boxes are no table of numbers with four columns, xywh") from None
+    array = as_numbers(boxes)
+    if array is None:
+        raise InputError(f"{name}: boxes are no table of numbers with four columns, xywh")
     if not array.size:
         return np.zeros((0, 4), np.float32)
     if array.ndim != 2 or array.shape[1] != 4:
@@ -262,6 +260,6 @@ def _checked_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:
             raise InputError(f"{where} is not finite")
         if min(box[2:]) <= 0:
             raise InputError(f"{where} has no area")
-        if max(abs(box)) > _FARTHEST:
+        if max(abs(box)) > FARTHEST:
             raise InputError(f"{where} lies outside of any image")
     return array.astype(np.float32)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, utf8
 from hrnet_jax.predictor import read_rgb
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -88,7 +88,7 @@ class Source:
             except InputError as error:
                 unusable(str(error))
             else:
-                yield Shot({"file": name}, name, str(where), pixels)
+                yield Shot({"file": utf8(name)}, utf8(name), str(where), pixels)
         if self.is_video:
             with _opened(self.path) as video:
                 for number in itertools.count():
@@ -96,7 +96,7 @@ class Source:
                     if not there:
                         return
                     pixels = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-                    record = {"file": self.path.name, "frame": number}
+                    record = {"file": utf8(self.path.name), "frame": number}
                     yield Shot(record, str(number), f"{self.path}: frame {number}", pixels)
 
 
@@ -112,10 +112,13 @@ def _photos_below(folder: pathlib.Path, without: pathlib.Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[cv2.VideoCapture]:
-    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if path.is_file() else None
-    if video is None or not video.isOpened():
-        raise InputError(f"{path}: not a video that can be read")
-    try:
+    with contextlib.ExitStack() as stack:
+        video = None
+        if path.is_file():
+            # OpenCV crashes on a path that is not UTF-8.
+            file = stack.enter_context(open(path, "rb"))
+            video = cv2.VideoCapture(f"/proc/self/fd/{file.fileno()}", cv2.CAP_FFMPEG)
+            stack.callback(video.release)
+        if video is None or not video.isOpened():
+            raise InputError(f"{path}: not a video that can be read")
         yield video
-    finally:
-        video.release()

@@ -24,6 +24,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError
 
 Tensors = dict[str, np.ndarray]
@@ -59,6 +60,7 @@ def read(path: str | os.PathLike) -> Tensors:
       InputError: the file is missing, truncated or of another format, holds no state dict, or needs code to load.
     """
     path = pathlib.Path(path)
+    check_regular(path)
     try:
         with open(path, "rb") as file:
             start = file.read(16)

@@ -110,6 +110,12 @@ def _escape(content):
         (_set("bbox", "wide"), "annotation 3: 'bbox' is not a list of numbers"),
         (_set("bbox", [5, 5, 0, 10]), "holds no person with labelled keypoints and a box with an area"),
         (_set("image_id", 8), "annotation 3: image_id 8 is not among the file's images"),
+        (_set("keypoints", [1e300, 2, 2] * 17), r"annotation 3: 'keypoints' holds a number that is too large: 1e\+300"),
+        (_set("bbox", [0, 0, 5, 2e6]), r"annotation 3: 'bbox' holds a number that is too large: 2e\+06"),
+        (_set("bbox", ["1", "2", "30", "40"]), "annotation 3: 'bbox' is not a list of numbers: .'1', '2'"),
+        (_set("keypoints", [5, 6, -1] * 17), r"annotation 3: visibility must be .*, not -1"),
+        (_set("keypoints", [5, 6, 2] * 16 + [5, 6, 7]), r"annotation 3: visibility must be .*, not 7"),
+        (_set("iscrowd", "0"), "annotation 3: 'iscrowd' must be 0 or 1, not '0'"),
         (_without_images, "not a COCO annotation file"),
         (_escape, "file_name '../../secret.jpg' leaves the image folder"),
     ],
@@ -158,6 +164,9 @@ def test_missing_folder_and_first_image_are_named(coco_file, tmp_path):
         ({"image_id": 7, "bbox": [1, 1, 0, 5], "score": 1}, "detection 0: the box .* has no area"),
         ({"image_id": 7, "bbox": [1, 1, 5, float("nan")], "score": 1}, "'bbox' holds a number that is not finite"),
         ({"image_id": 7, "bbox": [1, 1, 5, 5]}, "'score'"),
+        ({"image_id": 7, "bbox": [1, 1, 5, 5], "score": "0.9"}, "detection 0: 'score' is not a list of .*'0.9'"),
+        ({"image_id": 7, "bbox": [1, 1, 5, 5], "score": 1e300}, r"detection 0: 'score' .* too large: 1e\+300"),
+        ({"image_id": 7, "bbox": [1e300, 1, 5, 5], "score": 1}, r"detection 0: 'bbox' .* too large: 1e\+300"),
     ],
 )
 def test_bad_detections_are_named(coco_file, tmp_path, box, message):

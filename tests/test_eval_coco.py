@@ -445,7 +445,7 @@ def test_command_line(shared, tmp_path):
 
 def test_evaluation_needs_only_numpy_pycocotools_and_the_keypoint_definitions():
     allowed = {"numpy", "jaxtyping", "pycocotools.coco", "pycocotools.cocoeval", "eval.nms", "eval.records"}
-    allowed |= {"data_pipelines.errors", "data_pipelines.keypoints", *sys.stdlib_module_names}
+    allowed |= {"data_pipelines.checks", "data_pipelines.errors", "data_pipelines.keypoints", *sys.stdlib_module_names}
     for path in (REPOSITORY / "eval").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -502,6 +502,31 @@ BROKEN_FILES = {
         lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], bbox=[0, 0, float("nan"), 1])]),
         None,
         r"gt.json: annotation 7: bbox .* NaN",
+    ),
+    "annotation with a number that is too large": (
+        lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], bbox=[0, 0, 1e300, 1])]),
+        None,
+        r"gt.json: annotation 7: bbox .* too large: 1e\+300",
+    ),
+    "annotation of unknown visibility": (
+        lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], keypoints=[5, 5, -1] * 17)]),
+        None,
+        r"gt.json: annotation 7: visibility must be .*, not -1",
+    ),
+    "annotation of a crowd, perhaps": (
+        lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], iscrowd="0")]),
+        None,
+        r"gt.json: annotation 7: 'iscrowd' must be 0 or 1, not '0'",
+    ),
+    "result with a score that is too large": (
+        None,
+        lambda dt: [changed(dt[0], score=1e300)],
+        r"dt.json: record 0: score .* too large: 1e\+300",
+    ),
+    "result with a score in quotes": (
+        None,
+        lambda dt: [changed(dt[0], score="0.9")],
+        r"dt.json: record 0: score: expected a number",
     ),
     "annotation without area": (
         lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], area=...)]),
@@ -566,6 +591,7 @@ def test_missing_files_and_wrong_usage(tmp_path, capsys):
         ({"bbox": [0, 0, np.nan, 1]}, r"prediction 3: bbox .* NaN"),
         ({"area": -1.0}, r"prediction 3: area is negative"),
         ({"area": ...}, r"prediction 3: no 'area'"),
+        ({"keypoints": [[1e300, 0]] * 17}, r"prediction 3: keypoints .* too large: 1e\+300"),
         ({"image_id": 12}, r"prediction 3: image_id 12 does not occur in annotations"),
         ({"image_id": 1.0}, r"prediction 3: image_id must be an integer, not '1.0'"),
         ({"id": ...}, r"prediction at position 1: no 'id'"),

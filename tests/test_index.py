@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from data_pipelines.annotations import cached_instances, load_instances
 from data_pipelines.errors import InputError
-from data_pipelines.json_files import stream_json
+from data_pipelines.images import ImageFiles
+from data_pipelines.instances import read_index, write_index
+from data_pipelines.json_files import read_json, stream_json
 from data_pipelines.keypoints import COCO, COCO_AIC, KeypointMapping
+from eval.records import read_json as eval_read_json
+from hrnet_jax.box_files import read_boxes
+from hrnet_jax.config import from_json
+from hrnet_jax.torch_files import read as read_tensors
 
 COLUMNS = ("files", "file_index", "image_id", "instance_id", "bbox", "keypoints", "box_score")
 
@@ -109,14 +115,85 @@ def test_a_changed_file_is_read_again(files, tmp_path):
     assert len(cached_instances(tmp_path / "cache", copy, files[1], COCO)) == 3
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "version"])
-def test_a_damaged_cache_is_made_anew(files, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["truncated", "missing", "version", "changed"])
+def test_a_damaged_cache_is_made_anew(files, tmp_path, damage, caplog):
     cached_instances(tmp_path, *files, COCO)
     (folder,) = (tmp_path / "annotations").iterdir()
     if damage == "truncated":
         os.truncate(folder / "keypoints.npy", 1000)
+    elif damage == "changed":
+        with open(folder / "keypoints.npy", "r+b") as file:
+            file.seek(-1000, os.SEEK_END)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
     elif damage == "missing":
         (folder / "bbox.npy").unlink()
     else:
         (folder / "index.json").write_text('{"format_version": 0}')
     assert_same(cached_instances(tmp_path, *files, COCO), load_instances(*files, COCO))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"{folder}: damaged (")
+    caplog.clear()
+    cached_instances(tmp_path, *files, COCO)
+    assert not caplog.records
+
+
+def test_the_digest_is_of_the_people_alone(coco_people, tmp_path):
+    annotations, images = coco_people(tmp_path / "a")
+    digest = load_instances(annotations, images, COCO).digest()
+    for _ in range(2):
+        assert cached_instances(tmp_path / "cache", annotations, images, COCO).digest() == digest
+    assert load_instances(*coco_people(tmp_path / "b"), COCO).digest() == digest
+    for change in ({"id": 8}, {"bbox": [1, 2, 30, 41]}, {"keypoints": [5, 6, 2] * 16 + [5, 6, 1]}):
+        assert load_instances(*coco_people(tmp_path / "c", **change), COCO).digest() != digest
+    assert load_instances(*coco_people(tmp_path / "d", name="b.jpg"), COCO).digest() != digest
+
+
+def test_an_index_of_other_content_is_refused(coco_people, tmp_path):
+    people, others = (load_instances(*coco_people(tmp_path / str(n), id=n), COCO) for n in (1, 2))
+    write_index(tmp_path / "index", people)
+    write_index(tmp_path / "other", others)
+    (tmp_path / "other/instance_id.npy").replace(tmp_path / "index/instance_id.npy")
+    with pytest.raises(ValueError, match="not what was written"):
+        read_index(tmp_path / "index", ImageFiles(str(tmp_path)))
+
+
+@pytest.fixture
+def coco_people():
+    """Writes a COCO file of one person below a folder; returns its path and the image folder."""
+
+    def write(root, name="a.jpg", **fields):
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        (root / "images" / name).write_bytes(b"not read here")
+        person = {"id": 3, "image_id": 7, "bbox": [1, 2, 30, 40], "keypoints": [5, 6, 2] * 17, **fields}
+        content = {"images": [{"id": 7, "file_name": name}], "annotations": [person]}
+        (root / "people.json").write_text(json.dumps(content))
+        return root / "people.json", root / "images"
+
+    return write
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(coco_people, tmp_path):
+    annotations, images = coco_people(tmp_path)
+    annotations.write_bytes(b"\xef\xbb\xbf" + annotations.read_bytes())
+    assert len(load_instances(annotations, images, COCO)) == 1
+    assert next(stream_json(annotations)) == ("images", read_json(annotations)["images"][0])
+    assert eval_read_json(annotations, "annotations")[1] == read_json(annotations)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    """Opening one would wait for ever."""
+    for name, read in {
+        "people.json": lambda path: list(stream_json(path)),
+        "config.json": from_json,
+        "metrics.json": read_json,
+        "results.json": lambda path: eval_read_json(path, "results"),
+        "boxes.npy": lambda path: read_boxes(str(path), COCO),
+        "weights.pth": read_tensors,
+    }.items():
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name}: not a regular file"):
+            read(tmp_path / name)
+    with pytest.raises(InputError, match="/dev/zero: not a regular file"):
+        read_json("/dev/zero")

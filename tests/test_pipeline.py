@@ -210,6 +210,15 @@ def test_an_unreadable_image_is_replaced_flagged_and_named(damaged, caplog):
         np.testing.assert_array_equal(again[step]["image"], batch["image"])
 
 
+def test_the_last_of_many_unreadable_images_is_named(damaged):
+    config, victim = damaged
+    for file in victim.parent.iterdir():
+        file.write_bytes(b"no image")
+    config["train"] = {"coco": config["train"]["coco"]}
+    with pytest.raises(InputError, match=r"sample 3: 100 images in a row .* the last: .*\.jpg: not an image"):
+        TrainData.load(config, SEED).sample(3, 0)
+
+
 def test_an_unreadable_image_stops_an_evaluation(damaged):
     config, victim = damaged
     config["eval"] = {**config["train"]["coco"], "boxes": ""}

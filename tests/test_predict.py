@@ -1,6 +1,7 @@
 """Prediction: what evaluation finds, from any images and boxes, by programs that are compiled once."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 import hrnet_jax
 from data_pipelines.errors import InputError
+from data_pipelines.images import read_image
 from data_pipelines.keypoints import AIC, COCO
 from data_pipelines.synthetic import write_dataset
 from eval.coco import METRICS
@@ -310,6 +312,10 @@ def test_boxes_by_name_and_the_same_for_all(tmp_path):
         ("[1]", "detection 0: not an object"),
         ('[{"bbox": [1, 2, 3, 4]}]', "'image_id' or a 'file_name'"),
         ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": NaN}]', "'score' is nan"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": "0.9"}]', "detection 0: 'score' is '0.9', not a number"),
+        ('[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 1e300}]', r"detection 0: 'score' is 1e\+300"),
+        ('[{"image_id": 1, "bbox": [1, 2, 1e300, 4]}]', r"detection 0: 'bbox' is \[1, 2, 1e\+300, 4\]"),
+        ('[{"image_id": 1, "bbox": ["1", 2, 3, 4]}]', r"detection 0: 'bbox' is \['1'"),
         ('[{"file_name": "../a.jpg", "bbox": [1, 2, 3, 4]}]', "leaves the image folder"),
         ('{"/etc/a.jpg": [[1, 2, 3, 4]]}', "leaves the image folder"),
         ('{"images": [{"id": 1, "file_name": "a/../../b.jpg"}]}', "images 0 'a/../../b.jpg' leaves"),
@@ -320,11 +326,34 @@ def test_boxes_by_name_and_the_same_for_all(tmp_path):
         ),
         (
             '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "keypoints": [1, 2, 2]}]}',
+            "'bbox' is None",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], '
+            '"annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4], "keypoints": [1, 2, 2]}]}',
             "1 keypoints, not the 17",
         ),
         (
-            '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "keypoints": [1, 2]}]}',
+            '{"images": [{"id": 1, "file_name": "a.jpg"}], '
+            '"annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4], "keypoints": [1, 2]}]}',
             "not a list of",
+        ),
+        *(
+            (
+                json.dumps(
+                    {
+                        "images": [{"id": 1, "file_name": "a.jpg"}],
+                        "annotations": [{"image_id": 1, "bbox": BOX} | fields],
+                    }
+                ),
+                f"annotations 0: {message}",
+            )
+            for fields, message in [
+                ({"iscrowd": "0"}, "'iscrowd' must be 0 or 1, not '0'"),
+                ({"keypoints": [1, 2, -1] * 17}, "visibility must be .*, not -1"),
+                ({"keypoints": [1e300, 2, 1] * 17}, r"'keypoints' holds a number .* too large: 1e\+300"),
+                ({"bbox": [1, 2, 3, -1e300]}, "'bbox' is .*, not x, y, width and height"),
+            ]
         ),
     ],
 )
@@ -345,6 +374,13 @@ def test_arrays_that_are_no_boxes_get_one_line(tmp_path, data):
             path.write_bytes(data + bytes(number))
         with pytest.raises(InputError, match="boxes.npy: "):
             read_boxes(str(path), COCO)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 1e300, 5], [0, 0, np.nan, 5], [0, 0, 0, 5]])
+def test_arrays_of_boxes_that_are_none_name_the_box(tmp_path, box):
+    np.save(tmp_path / "boxes.npy", np.array([BOX, box]))
+    with pytest.raises(InputError, match=r"boxes.npy: box 1: \[0.0, .*lies outside"):
+        read_boxes(str(tmp_path / "boxes.npy"), COCO)
 
 
 # Folders, videos, and the command
@@ -446,6 +482,26 @@ def test_a_video_becomes_records_and_a_video(predictor, video, tmp_path):
     assert drawn.get(cv2.CAP_PROP_FPS) == 12.0
     assert frames[0].shape == (64, 96, 3)
     assert [frame[35, 10 * n + 10].mean() > 150 for n, frame in enumerate(frames[1:4])] == [True] * 3
+
+
+def test_names_that_are_not_utf8_are_escaped(predictor, video, tmp_path):
+    """An old archive's Latin-1, for one. OpenCV crashes on paths with it."""
+    folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
+    folder.mkdir()
+    cv2.imwrite(str(tmp_path / "a.png"), image(60, 80))
+    (tmp_path / "a.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    boxes = read_boxes(write(tmp_path / "b.json", {r"caf\xe9.png": [[1, 2, 50, 50]]}), COCO)
+    source, output = Source.find(folder, tmp_path / "x", 50.0), folder / "out"
+    assert predict(predictor, source, output, boxes, Look(0.1, COCO)) == (1, 1, 0)
+    assert [record["file"] for record in records(output)] == [r"caf\xe9.png"]
+    assert read_image(output / r"drawn/caf\xe9.png.png").shape == (60, 80, 3)
+
+    copy = folder / os.fsdecode(b"clip\xe9.avi")
+    copy.write_bytes(video.read_bytes())
+    assert predict(predictor, Source.find(copy, tmp_path, 50.0), output, boxes, Look(0.1, COCO))[0] == 7
+    assert [record["file"] for record in records(output)] == [r"clip\xe9.avi"] * 7
+    (output / "drawn.mp4").rename(tmp_path / "drawn.mp4")
+    assert cv2.VideoCapture(str(tmp_path / "drawn.mp4")).read()[0]
 
 
 def test_videos_that_are_none_get_one_line(video, tmp_path):

@@ -1,20 +1,25 @@
 """Worker processes: what they load, how they die, what they leave behind."""
 
 import collections
+import concurrent.futures
 import gc
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
+import grain
 import pytest
 
 from data_pipelines.pipeline import TrainData, iterate
+from data_pipelines.processes import become_worker, starting_workers
 from tests.helpers import REPOSITORY, data_config
 
 
@@ -91,3 +96,82 @@ def test_closing_leaves_nothing_behind(dataset, threads, workers):
     gc.collect()  # semaphores go with the iterator
     assert children() <= processes
     assert shared_memory() <= segments
+
+
+def test_starting_workers_leaves_the_program_as_it_was(dataset):
+    """A process pool of the program's own would hang on a main module of another name."""
+    spec, mask = sys.modules["__main__"].__spec__, signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    iterate(dataset, threads=1, workers=1).close()
+    assert sys.modules["__main__"].__spec__ is spec
+    before, lock = children(), threading.Lock()
+    with pytest.raises(TypeError, match="pickle"):
+        iterate(dataset.map(lambda batch: (lock, batch)), threads=1, workers=2)
+    assert sys.modules["__main__"].__spec__ is spec
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+    assert children() <= before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_give_what_threads_give(workers):
+    elements = iterate(grain.MapDataset.range(29), threads=1, workers=workers)
+    assert list(elements) == list(range(29))
+    elements.close()
+
+
+def test_signals_of_others_do_not_end_workers(dataset):
+    """Slurm and containers send SIGTERM to all processes, terminals SIGINT, at any time."""
+    before = children()
+    batches = iterate(dataset, threads=1, workers=2)
+    for _ in range(2):  # while they start, and once they work
+        for child in children() - before:
+            subprocess.run(["kill", "-TERM", str(child)], check=True)
+            subprocess.run(["kill", "-INT", str(child)], check=True)
+        collections.deque(itertools.islice(batches, 12), maxlen=0)
+    batches.close()
+    assert children() <= before
+
+
+def test_workers_of_a_killed_process_end_and_leave_no_shared_memory(tmp_path, shared):
+    script = tmp_path / "program.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import json, os, signal
+            from data_pipelines.pipeline import TrainData, iterate
+            from tests.helpers import data_config
+            from tests.test_workers import children, shared_memory
+
+            batches = iterate(TrainData.load(data_config({str(shared / "data")!r}), 0).batches(4), threads=1, workers=2)
+            held = [next(batches) for _ in range(12)]
+            print(json.dumps([sorted(children()), sorted(shared_memory())]), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    output = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert output.returncode == -signal.SIGKILL, output.stderr
+    workers, held = json.loads(output.stdout)
+    assert len(workers) == 2
+    assert any("psm_" in name for name in held)
+    end = time.monotonic() + 20
+    while left := [path for path in [*(f"/proc/{pid}" for pid in workers), *held] if os.path.exists(path)]:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
+def _terminated_by_itself() -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    return os.getpid()
+
+
+def test_workers_of_pools_heed_their_parent_only():
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context, become_worker) as pool:
+        with starting_workers():
+            future = pool.submit(_terminated_by_itself)
+        pid = future.result(60)
+        os.kill(pid, signal.SIGTERM)
+        with pytest.raises(concurrent.futures.process.BrokenProcessPool):
+            pool.submit(time.sleep, 60).result(60)

@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, tell
 from data_pipelines.synthetic import describe, write, write_dataset
 
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             for path in [write.COCO_ANNOTATIONS.format(split=split)]
         }
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         return 1
     print(json.dumps(summary | {"root": str(root), "coco": statistics}, indent=2))
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import json
 import multiprocessing
@@ -19,6 +18,7 @@ import tqdm
 
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
+from data_pipelines.processes import become_worker, starting_workers
 from data_pipelines.synthetic import formats, render
 
 MARKER = "synthetic.json"
@@ -53,7 +53,7 @@ def write_dataset(
       seed: at least 0.
       coco_train, coco_val, aic_train: numbers of images, each at least 0.
       image_size: (height, width) of landscape images in pixels; upright ones exchange the two.
-      processes: worker processes; 1 renders in this one. More than 1 needs a main module that can be imported.
+      processes: worker processes; 1 renders in this one.
 
     Returns:
       {"seed", "image_size", "images": images a split, "people": people with keypoints a split, "detections"}.
@@ -151,8 +151,15 @@ def _map(jobs: list[_Job], processes: int) -> Iterable[Any]:
         return
     # Spawned, not forked: the caller may hold threads (JAX does) that a fork would break.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, context, functools.partial(cv2.setNumThreads, 1)) as pool:
-        yield from pool.map(_run, jobs, chunksize=8)
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker) as pool:
+        with starting_workers():
+            results = pool.map(_run, jobs, chunksize=8)
+        yield from results
+
+
+def _start_worker() -> None:
+    become_worker()
+    cv2.setNumThreads(1)
 
 
 def _run(job: _Job) -> Any:
