@@ -244,7 +244,7 @@ def test_a_converted_folder_is_not_trained_in(shared, tmp_path):
         ({"codec.name": "udp"}, "config.data.warp='msra': codec 'udp' needs 'udp'"),
         ({"model.variant": "w64"}, "config.model.variant='w64'"),
         ({"model.dtype": "float16"}, "config.model.dtype"),
-        ({"codec.input_size": (60, 64)}, "multiples of 32"),
+        ({"codec.input_size": (60, 64)}, "each a multiple of 32 from 32 to 4096"),
         ({"epochs": 0}, "config.epochs=0"),
         ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate=nan"),
         ({"data.root": "nowhere"}, r"nowhere/.*\.json: no such file"),
