@@ -26,6 +26,9 @@ VARIANTS = {
     "runlocal": "shrinks everything to a laptop: a tiny network, 64x64 inputs, batches of 16, two epochs",
 }
 
+# Of each of these there is one.
+_ALTERNATIVES = (("w32", "w48"), ("256x192", "384x288"), ("msra", "dark", "udp", "udp_combined"))
+
 COCO_TRAIN = {
     "annotations": "coco/annotations/person_keypoints_train2017.json",
     "images": "coco/train2017",
@@ -157,10 +160,13 @@ def recipe(
 
 
 def parse(arg: str | None) -> list[str]:
-    """Splits a config argument; raises ValueError that lists the variants when one is unknown."""
+    """Splits a config argument; raises ValueError for a variant that is unknown and for two that contradict."""
     variants = [part for part in (arg or "").split(",") if part]
     if unknown := [variant for variant in variants if variant not in VARIANTS]:
         raise ValueError(f"unknown variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    for alternatives in _ALTERNATIVES:
+        if len(given := sorted({*variants} & {*alternatives})) > 1:
+            raise ValueError(f"variants {' and '.join(given)} contradict each other; give one of them")
     # What shrinks the experiment comes last.
     return sorted(variants, key=list(VARIANTS).index)
 

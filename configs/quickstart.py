@@ -14,7 +14,9 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The quickstart's config."""
+    """The quickstart's config. It takes no variants: it sets most of what they do."""
+    if arg:
+        raise ValueError(f"unknown variant {arg}; the quickstart has none, configs/coco_aic_merge.py has")
     c = common.recipe("udp", keypoints="coco", train=common.train_sources("coco", "aic"), evaluate=common.COCO_VAL)
     c.data.root = "runs/synthetic"
     c.model.variant = "small"

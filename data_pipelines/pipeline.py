@@ -84,7 +84,7 @@ class TrainData:
             sources.append(dataclasses.replace(instances, name=name))
         if not sources:
             raise InputError("config.data.train names no source")
-        weights, epoch_size = _mix(config, [source.name for source in sources])
+        weights, epoch_size = mix_weights(config, [source.name for source in sources])
         augmentation, size = Augmentation(**config["augment"]), tuple(config["input_size"])
         return cls(tuple(sources), size, target, config["warp"], augmentation, seed, weights, epoch_size)
 
@@ -390,7 +390,7 @@ def _path(config: Config, path: str) -> str:
     return os.path.join(config["root"], path)
 
 
-def _mix(config: Config, sources: Sequence[str]) -> tuple[tuple[float, ...], int]:
+def mix_weights(config: Config, sources: Sequence[str]) -> tuple[tuple[float, ...], int]:
     """The weights of the sources, in their order, and the samples an epoch; neither when all are 0 in `config.mix`."""
     mix = dict(config["mix"])
     if not any(mix.values()):

@@ -1,82 +1,59 @@
 """Configs: loading, checking, storing and comparing them.
 
-A config is an `ml_collections.ConfigDict` made by a file under `configs/`; `configs/common.py` shows every key.
+A config is an `ml_collections.ConfigDict` made by a file under `configs/`; `configs/common.py` shows every key,
+`hrnet_jax/schema.py` what it takes.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import math
 import os
 import pathlib
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
 from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError, brief
-from data_pipelines.keypoints import KeypointSet, keypoint_set
+from data_pipelines.keypoints import keypoint_set
+from data_pipelines.pipeline import mix_weights
 from data_pipelines.types import Config
-from eval.coco import METRICS
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.models import VARIANTS
+from hrnet_jax.schema import KEYS
 
 logger = logging.getLogger(__name__)
 
-_MAX_SIDE = 4096  # pixels of a crop; the typing error that adds a zero should not take all memory
-
-# What evaluation, prediction and export read of any config, and of what type it is.
-_NEEDED: dict[type | tuple[type, ...], tuple[str, ...]] = {
-    ConfigDict: ("model", "codec", "data", "data.eval", "data.loader", "eval", "checkpoint", "optimizer"),
-    str: (
-        *("model.variant", "codec.name", "data.root", "data.format", "data.cache_dir", "data.warp"),
-        *("best", "data.eval.annotations", "data.eval.images", "data.eval.boxes", "eval.nms", "eval.score_mode"),
-    ),
-    int: (
-        *("batch_size", "epochs", "log_every", "model.maps_per_keypoint", "data.loader.threads", "data.loader.workers"),
-        *("eval.batch_size", "eval.every_epochs", "checkpoint.keep", "checkpoint.every_epochs"),
-    ),
-    (int, type(None)): ("model.group_size",),
-    (int, float): ("eval.nms_threshold", "eval.keypoint_threshold", "optimizer.learning_rate"),
-    bool: ("eval.flip_test", "eval.use_area"),
-    (list, tuple): ("codec.input_size", "data.input_size"),
-    (str, ConfigDict, KeypointSet): ("model.keypoints", "data.keypoints", "data.eval.keypoints"),
-}
-
-# What a resumed run may change; all other keys say which experiment it is.
-FREE_KEYS = (
-    *(
-        "data.root",
-        "data.cache_dir",
-        "data.loader",
-        "data.max_unreadable",
-        "data.train.*.annotations",
-        "data.train.*.images",
-        "data.train.*.prepared",
-        "data.eval",
-    ),
-    *("eval", "checkpoint", "log_every", "epochs", "init", "cache_dir"),
-    *("devices", "accumulate", "profile", "max_skipped", "model.scan", "model.pack", "best", "accept_changed_data"),
-)
+_ABSENT = object()
 
 
 def load_config(spec: str) -> ConfigDict:
     """Loads `FILE` or `FILE:ARG`, as `--config` does. Raises InputError when the file or the argument is no good."""
     file, _, arg = spec.partition(":")
     if not pathlib.Path(file).is_file():
-        raise InputError(f"{file}: no such config file")
+        raise InputError(f"{file}: {'is no file' if os.path.exists(file) else 'no such config file'}")
     make_importable(file)
     try:
-        return runpy.run_path(file)["get_config"](arg or None)
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{spec}: {error}") from None
+        content = runpy.run_path(file)
+        if "get_config" not in content:
+            raise InputError("has no get_config(arg), which returns the config")
+        config = content["get_config"](arg or None)
+    except ValueError as error:
+        raise InputError(f"{spec}: {' '.join(str(error).split())}") from None
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f"{spec}, line {lines[-1]}" if lines else spec
+        raise InputError(f"{where}: {type(error).__name__}: {brief(str(error))}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{spec}: get_config returns {brief(config)}; it must return an ml_collections.ConfigDict")
+    return config
 
 
 def make_importable(file: str) -> None:
@@ -106,81 +83,100 @@ def from_json(path: str | os.PathLike) -> ConfigDict:
     return config
 
 
-def check_keys(config: ConfigDict, name: str, remedy: str) -> None:
-    """Raises InputError when a config, by its `name`, lacks keys that evaluation or prediction read, and lists them.
+def check_keys(config: ConfigDict, name: str, remedy: str, training: bool = False) -> None:
+    """Checks every key of a config by `hrnet_jax.schema.KEYS`.
 
-    Or when values are of other types. `remedy` says where missing keys should be added.
+    Args:
+      config: from a config file or stored.
+      name: what messages call it.
+      remedy: where keys that it lacks should be added.
+      training: whether it must have the keys that only training needs.
+
+    Raises:
+      InputError: names the keys that are missing, unknown, or whose values are of another type or out of range.
     """
-    missing, wrong = [], []
-    for kind, keys in _NEEDED.items():
-        for key in keys:
-            try:
-                value = functools.reduce(lambda part, name: part[name], key.split("."), config)
-            except (KeyError, TypeError):  # TypeError: a section that is none is told by itself
-                missing.append(key)
-                continue
-            is_finite = not isinstance(value, float) or math.isfinite(value)
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not is_finite:
-                wrong.append(f"{key}={brief(repr(value))}")
+    wrong, missing, known = {}, [], set()
+    prefix = "config." if name == "config" else f"{name}: "  # as the flags are called
+    for pattern, key in KEYS.items():
+        for path, value, is_section in _found(config, pattern.split(".")):
+            known.add(path)
+            if value is _ABSENT:
+                if not key.optional and (training or not key.training) and path not in missing:
+                    missing.append(path)
+            elif problem := "must be a section" if is_section else key.problem(value):
+                wrong[path] = f"{prefix}{path}={brief(repr(value))}: {problem}"
     if wrong:
-        raise InputError(f"{name}: {', '.join(wrong)}: configs/common.py shows what belongs there")
+        raise InputError("; ".join(list(wrong.values())[:3]))
+    if unknown := [key for key in _leaves(config) if not any(f"{key}.".startswith(f"{path}.") for path in known)]:
+        raise InputError(f"{name}: unknown key {', '.join(unknown)}; remove it, configs/common.py shows every key")
     if missing:
         raise InputError(
             f"{name}: lacks {', '.join(missing)}; {remedy}, configs/common.py shows them with their defaults"
         )
 
 
-def check(config: ConfigDict) -> None:
-    """Raises InputError when parts of a config are impossible or contradict each other; says what to change."""
-    check_keys(config, "config", "set them in the config file")
-    codec = create_codec(config.codec)
-    joints = keypoint_set(config.model.keypoints)
-    if config.model.variant not in VARIANTS:
-        raise InputError(f"config.model.variant={config.model.variant!r}: there are {', '.join(VARIANTS)}")
-    height, width = codec.input_size
-    if height % 32 or width % 32:
-        raise InputError(f"config.codec.input_size=({height}, {width}): height and width must be multiples of 32")
-    if max(height, width, getattr(codec, "blur_kernel", 0)) > _MAX_SIDE:
-        raise InputError(f"config.codec: input_size=({height}, {width}) or blur_kernel is above {_MAX_SIDE}")
-    if tuple(config.data.input_size) != codec.input_size:
+def check(config: ConfigDict, training: bool = True) -> None:
+    """Raises InputError when parts of a config are impossible or contradict each other; says what to change.
+
+    `training` as in `check_keys`.
+    """
+    check_keys(config, "config", "set them in the config file", training)
+    codec, data = create_codec(config.codec), config.data
+    joints, theirs = keypoint_set(config.model.keypoints), keypoint_set(data.keypoints)
+    if tuple(data.input_size) != codec.input_size:
         raise InputError(
-            f"config.data.input_size={tuple(config.data.input_size)} is not config.codec.input_size={codec.input_size}"
+            f"config.data.input_size={tuple(data.input_size)} is not config.codec.input_size={codec.input_size}"
         )
-    if config.data.warp != codec.warp:
+    if data.warp != codec.warp:
         raise InputError(
-            f"config.data.warp={config.data.warp!r}: codec {config.codec.name!r} needs {codec.warp!r}; "
+            f"config.data.warp={data.warp!r}: codec {config.codec.name!r} needs {codec.warp!r}; "
             f"a codec's variant sets both, as configs/coco.py:{config.codec.name}"
         )
-    if (theirs := keypoint_set(config.data.keypoints)) != joints:
+    if theirs != joints:
         raise InputError(f"config.data.keypoints={theirs.name!r} is not config.model.keypoints={joints.name!r}")
-    if codec.channels(len(joints)) != len(joints) * config.model.maps_per_keypoint:
+    if codec.maps_per_keypoint != config.model.maps_per_keypoint:
         raise InputError(
             f"config.model.maps_per_keypoint={config.model.maps_per_keypoint}: codec {config.codec.name!r} has "
             f"{codec.maps_per_keypoint}"
         )
-    if config.best not in (*METRICS, "loss"):
-        raise InputError(f"config.best={config.best!r}: there are {', '.join(METRICS)}, loss")
-    positive = ("batch_size", "epochs", "log_every", "eval.batch_size", "data.loader.threads", "checkpoint.keep")
-    for key in (*positive, "eval.every_epochs", "checkpoint.every_epochs"):
-        value = _flat(config)[key]
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"config.{key}={value!r}: must be an integer from 1 on")
-    rate = config.optimizer.learning_rate
-    if not (isinstance(rate, (int, float)) and math.isfinite(rate) and rate > 0):
-        raise InputError(f"config.optimizer.learning_rate={rate!r}: must be a number above 0")
+    sources = {"eval": data.eval, **({f"train.{name}": data.train[name] for name in data.train} if training else {})}
+    if data.format == "tfds" and (bare := [name for name in sources if not sources[name].get("prepared")]):
+        raise InputError(f"config.data.format='tfds': config.data.{bare[0]} needs `prepared`, a folder of records")
+    if training:
+        mix_weights(data, list(data.train))
+        first, last = config.profile
+        if not (1 <= first <= last or first == last == 0):
+            raise InputError(f"config.profile=({first}, {last}): must be a first and a last step from 1 on, or (0, 0)")
 
 
-def check_devices(config: ConfigDict, devices: int) -> None:
-    """Raises InputError when batches do not divide by the devices or into BatchNorm groups; warns of costly groups."""
-    for key, size in (("batch_size", config.batch_size), ("eval.batch_size", config.eval.batch_size)):
+def check_devices(config: ConfigDict, devices: int, training: bool = True) -> None:
+    """Raises InputError when batches, or their parts, do not divide by the devices or into BatchNorm groups.
+
+    Warns of costly groups. `training` is as in `check_keys`: without it, only evaluation's batches matter.
+    """
+    if training and jax.process_count() > 1 and devices < jax.device_count():
+        raise InputError(
+            f"config.devices={devices}: all {jax.device_count()} devices of {jax.process_count()} processes must take "
+            "part; set it to 0"
+        )
+    batch = config.batch_size if training else 0
+    for key, size in (("batch_size", batch), ("eval.batch_size", config.eval.batch_size)):
         if size % devices:
             raise InputError(f"config.{key}={size} does not divide by the {devices} devices")
-    group, share = config.model.group_size, config.batch_size // devices
-    if group and config.batch_size > group and config.batch_size % group:
+    if not training:
+        return
+    group, share = min(config.model.get("group_size") or batch, batch), batch // devices
+    if batch % group:
+        raise InputError(f"config.batch_size={batch} does not divide into groups of config.model.group_size={group}")
+    # A part has an equal share of every device's samples, in their order (`mesh.split_evenly`).
+    whole = [parts for parts in range(1, share // group + 1) if share % (parts * group) == 0] or [1]
+    if config.accumulate not in whole:
         raise InputError(
-            f"config.batch_size={config.batch_size} does not divide into groups of config.model.group_size={group}"
+            f"config.accumulate={config.accumulate}: parts must hold whole BatchNorm groups on each device; with "
+            f"{share} samples on each and groups of {group} (config.model.group_size) it can be "
+            f"{', '.join(map(str, whole))}"
         )
-    if group and share % group and config.batch_size > group:
+    if group < batch and share % group:
         logger.warning("BatchNorm groups of %d samples span devices that hold %d: they communicate", group, share)
 
 
@@ -194,7 +190,7 @@ def with_cache(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     """Lists the keys, free ones apart, in which two configs are different experiments: `key: ours, not theirs`."""
-    a, b = (json.loads(json.dumps(_flat(config))) for config in (ours, theirs))
+    a, b = (_leaves(json.loads(to_json(config))) for config in (ours, theirs))
     return [
         f"{key}: {a.get(key)!r}, not {b.get(key)!r}"
         for key in sorted(set(a) | set(b))
@@ -211,19 +207,36 @@ def _with_tuples(content: Any) -> Any:
 
 def _is_free(key: str) -> bool:
     parts = key.split(".")
-    for free in FREE_KEYS:
-        pattern = free.split(".")
-        if len(parts) >= len(pattern) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=False)):
-            return True
-    return False
+    patterns = (pattern.split(".") for pattern, entry in KEYS.items() if entry.free)
+    # Keypoint sets have keys of their own.
+    return any(
+        len(parts) >= len(pattern) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=False))
+        for pattern in patterns
+    )
 
 
-def _flat(config: Config) -> dict[str, Any]:
-    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, (ConfigDict, dict)):
-            for key, item in value.items():
-                yield from walk(f"{prefix}.{key}" if prefix else key, item)
+def _found(value: Any, pattern: list[str], path: str = "") -> Iterator[tuple[str, Any, bool]]:
+    """The keys that a pattern stands for, their values, and whether the values should have been sections.
+
+    A key that is absent has the value `_ABSENT`; of a section that is absent, or is none, the section is told.
+    """
+    if not pattern or not isinstance(value, ConfigDict):
+        yield path, value, bool(pattern)
+        return
+    for name in value if pattern[0] == "*" else pattern[:1]:
+        key = f"{path}.{name}" if path else name
+        if name in value:
+            yield from _found(value[name], pattern[1:], key)
         else:
-            yield prefix, list(value) if isinstance(value, tuple) else value
+            yield key, _ABSENT, False
 
-    return dict(walk("", json.loads(ConfigDict(config).to_json_best_effort())))
+
+def _leaves(config: Config) -> dict[str, Any]:
+    """All values that are no sections, by key."""
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, (ConfigDict, dict)):
+            leaves |= {f"{name}.{key}": leaf for key, leaf in _leaves(value).items()}
+        else:
+            leaves[name] = list(value) if isinstance(value, tuple) else value
+    return leaves

@@ -174,10 +174,10 @@ def evaluate(trained: Model, output: str | os.PathLike) -> dict[str, Any]:
     Returns the content of metrics.json. Raises InputError for what is wrong with config, checkpoint or data.
     """
     config = trained.config
-    config_lib.check(config)
+    config_lib.check(config, training=False)
     trained.check()
     mesh = create_mesh()
-    config_lib.check_devices(config, mesh.size)
+    config_lib.check_devices(config, mesh.size, training=False)
     evaluator = Evaluator(config, mesh)
     # By way of the host: they lie on one device, which another host cannot reach.
     result = evaluator(*jax.device_get((trained.params, trained.stats)))

@@ -95,7 +95,7 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
     config, output = trained.config, pathlib.Path(output)
     if dtype not in TOLERANCE:
         raise InputError(f"--dtype={dtype}: there are {', '.join(TOLERANCE)}")
-    config_lib.check(config)
+    config_lib.check(config, training=False)
     check_free(output)
     arrays = {name: np.asarray(a, np.float32) for name, a in {**trained.params, **trained.stats}.items()}
     programs = build(config, dtype)

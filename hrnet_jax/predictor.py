@@ -96,7 +96,7 @@ class Predictor:
         self.config, self.origin = trained.config, trained.origin
         self.batch_size, self.max_megapixels = batch_size, max_megapixels
         with config_errors(self.origin):
-            config_lib.check(self.config)
+            config_lib.check(self.config, training=False)
             self.keypoint_set = keypoint_set(self.config.model.keypoints)
             self._codec = create_codec(self.config.codec)
             flip = self.keypoint_set.flip_indices, bool(self.config.eval.flip_test)

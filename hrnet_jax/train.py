@@ -323,7 +323,8 @@ def make_train_step(
 
 def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable[[Any], Array]:
     """The rate of a 0-based step: linear warm-up from a factor, times a decay at each milestone (epochs)."""
-    milestones = np.array([epoch * steps_per_epoch for epoch in config.milestones], np.int32)
+    last = np.iinfo(np.int32).max  # of all steps that can be counted
+    milestones = np.array([min(epoch * steps_per_epoch, last) for epoch in config.milestones], np.int32)
 
     def rate(step: Any) -> Array:
         through = jnp.minimum(step / max(config.warmup_steps - 1, 1), 1.0)

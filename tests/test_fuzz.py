@@ -172,7 +172,7 @@ def test_configs_of_older_versions_say_which_keys_they_lack(shop):
         ("data", "loader", None, "data.loader=None"),
         ("data", "a.b", 1, "not a config"),
         ("model", "keypoints", {"name": "x"}, "a keypoint set has name, names"),
-        ("codec", "input_size", [96000, 96000], "is above 4096"),
+        ("codec", "input_size", [96000, 96000], "each a multiple of 32 from 32 to 4096"),
     ],
 )
 def test_configs_with_damaged_values(shop, section, key, value, message):

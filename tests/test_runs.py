@@ -173,7 +173,7 @@ def test_a_run_keeps_its_best_by_another_metric(trained):
 def test_an_unknown_metric_is_refused(shared, tmp_path):
     config = local_config(shared)
     config.best = "mAP"
-    with pytest.raises(InputError, match=r"config.best='mAP': there are AP, .*loss"):
+    with pytest.raises(InputError, match=r"config.best='mAP': must be one of AP, .*loss"):
         train(config, tmp_path)
 
 
