@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 
 Tensors = dict[str, np.ndarray]
@@ -100,17 +101,16 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
 
 def check_writable(path: str | os.PathLike) -> None:
     """Raises InputError unless `write` can make such a file: of a known suffix and with what it takes installed."""
-    path = pathlib.Path(path)
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise InputError(f"{path}: the name must end in .pth, .pt or .safetensors")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder")
-    if path.suffix != ".safetensors":
+    storage.check_output(path)
+    suffix = pathlib.PurePath(path).suffix
+    if suffix not in (".safetensors", ".pth", ".pt"):
+        raise InputError(f"{os.fspath(path)}: the name must end in .pth, .pt or .safetensors")
+    if suffix != ".safetensors":
         _torch(path)
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], nested: bool = False) -> None:
-    """Writes a state dict, by way of a temporary file: a reader never sees half of it.
+    """Writes a state dict, as `storage.whole` does.
 
     Args:
       path: ends in `.safetensors`, or in `.pth` or `.pt`, which takes PyTorch.
@@ -118,28 +118,20 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], nested: bo
       nested: puts a pickled state dict beside a `meta`, as MMPose does.
 
     Raises:
-      InputError: for another suffix, or when PyTorch is missing or older than 2.10.
+      InputError: for another suffix, a place that cannot be written, or when PyTorch is missing or older than 2.10.
     """
     check_writable(path)
-    path = pathlib.Path(path)
     tensors = {name: np.array(array, order="C") for name, array in tensors.items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if path.suffix == ".safetensors":
-            save_file(tensors, partial, metadata={"format": "pt"})
-            partial.chmod(0o644)  # safetensors writes for the owner alone
+    with storage.whole(path) as partial:
+        if partial.suffix == ".safetensors":
+            partial.write_bytes(save(tensors, {"format": "pt"}))
         else:
-            torch = _torch(path)
+            torch = _torch(partial)
             state = {name: torch.from_numpy(array) for name, array in tensors.items()}
             torch.save({"meta": {}, "state_dict": state} if nested else state, partial)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _torch(path: pathlib.Path) -> Any:
+def _torch(path: str | os.PathLike) -> Any:
     try:
         import torch
     except ImportError:
