@@ -33,6 +33,7 @@ Tensors = dict[str, np.ndarray]
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MIN_TORCH = (2, 10)  # as the extra `torch` in setup.cfg, which says why
 
+_STATE_DICT = "state_dict"
 _DTYPES = {
     "torch.DoubleStorage": np.dtype("<f8"),
     "torch.FloatStorage": np.dtype("<f4"),
@@ -49,12 +50,16 @@ _REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _PARAMETER = "torch._utils._rebuild_parameter"
 
 
-def read(path: str | os.PathLike) -> Tensors:
+def read(path: str | os.PathLike, entry: str = _STATE_DICT) -> Tensors:
     """Reads a state dict: a `.safetensors` file, or what `torch.save` wrote, of today or from before PyTorch 1.6.
 
+    Args:
+      path: the file.
+      entry: of a pickled file's content. Nothing is found where it is missing, except that a file without the entry
+        `state_dict` is one as a whole.
+
     Returns:
-      The arrays by the file's own names, in its order and PyTorch's layouts. A pickled file's state dict is the entry
-      `state_dict` where there is one, else the whole.
+      The arrays by the file's own names, in its order and PyTorch's layouts.
 
     Raises:
       InputError: the file is missing, truncated or of another format, holds no state dict, or needs code to load.
@@ -68,15 +73,15 @@ def read(path: str | os.PathLike) -> Tensors:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return read_safetensors(path) if entry == _STATE_DICT else {}
     if not start:
         raise InputError(f"{path}: is empty")
     # A stray byte can break a pickle in any way; whatever it is, the file is to blame.
     try:
         if start.startswith(b"PK"):
-            return _read_zip(path)
+            return _read_zip(path, entry)
         if start.startswith(b"\x80") and struct.pack("<Q", LEGACY_MAGIC & 0xFFFFFFFFFFFFFFFF) in start:
-            return _read_legacy(path)
+            return _read_legacy(path, entry)
     except InputError:
         raise
     except Exception as error:
@@ -217,7 +222,7 @@ class _Unpickler(pickle.Unpickler):
         return storage
 
 
-def _read_zip(path: pathlib.Path) -> Tensors:
+def _read_zip(path: pathlib.Path, entry: str) -> Tensors:
     with zipfile.ZipFile(path) as file:
         pickles = [name for name in file.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
@@ -226,10 +231,10 @@ def _read_zip(path: pathlib.Path) -> Tensors:
         if f"{folder}byteorder" in file.namelist() and file.read(f"{folder}byteorder") != b"little":
             raise InputError(f"{path}: written on a big-endian machine; save it again on another")
         content = _Unpickler(path, io.BytesIO(file.read(pickles[0]))).load()
-        return _rebuild(path, content, lambda storage: file.read(f"{folder}data/{storage.key}"))
+        return _rebuild(path, content, entry, lambda storage: file.read(f"{folder}data/{storage.key}"))
 
 
-def _read_legacy(path: pathlib.Path) -> Tensors:
+def _read_legacy(path: pathlib.Path, entry: str) -> Tensors:
     """Magic number, protocol, system, content and keys as pickles, then every storage: its count and its numbers."""
     with open(path, "rb") as file:
         for _ in range(3):
@@ -243,13 +248,16 @@ def _read_legacy(path: pathlib.Path) -> Tensors:
             if count != storage.size:
                 raise ValueError(f"storage {key} has {count} numbers, not {storage.size}")
             raw[key] = file.read(count * _dtype(path, storage).itemsize)
-    return _rebuild(path, content, lambda storage: raw[storage.key])
+    return _rebuild(path, content, entry, lambda storage: raw[storage.key])
 
 
-def _rebuild(path: pathlib.Path, content: Any, read_storage: Callable[[Storage], bytes]) -> Tensors:
+def _rebuild(path: pathlib.Path, content: Any, entry: str, read_storage: Callable[[Storage], bytes]) -> Tensors:
     """Builds the arrays of a pickle's state dict."""
-    if isinstance(content, dict) and "state_dict" in content:
-        content = content["state_dict"]
+    inner = content.get(entry) if isinstance(content, dict) else None
+    if inner is not None:
+        content = inner
+    elif entry != _STATE_DICT:
+        return {}
     if isinstance(content, Symbol):
         raise InputError(f"{path}: {content.name} would have to run to load it; a file that needs code is refused")
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
