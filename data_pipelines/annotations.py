@@ -94,8 +94,8 @@ def cached_instances(
     instances = load_instances(annotations, images, keypoints)
     try:
         write_index(folder, instances)
-    except OSError as error:
-        logger.warning("%s: the annotations of %s are not cached (%s)", folder, annotations, error.strerror)
+    except InputError as error:
+        logger.warning("the annotations of %s are not cached: %s", annotations, error)
         return instances
     return read_index(folder, instances.images)
 

@@ -2,7 +2,10 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
+
+_LISTED = 5
 
 
 class InputError(ValueError):
@@ -51,3 +54,9 @@ def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8, as Python decodes names
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def listed(items: Sequence[str]) -> str:
+    """Items as part of a message: the first few, and how many more there are."""
+    more = [f"and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
+    return "; ".join([*items[:_LISTED], *more])

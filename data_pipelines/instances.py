@@ -6,17 +6,16 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.images import ImageSource, Picture
-from data_pipelines.json_files import read_json, write_json
+from data_pipelines.json_files import json_text, read_json
 from data_pipelines.keypoints import KeypointMapping
 
 FORMAT_VERSION = 2
@@ -114,24 +113,22 @@ class Instances:
 
 
 def write_index(folder: str | os.PathLike, instances: Instances) -> None:
-    """Writes instances' columns into a folder, which appears whole or not at all; an existing one stays."""
+    """Writes instances' columns into a folder, which appears whole or not at all; an existing one stays.
+
+    Raises InputError when the disk refuses.
+    """
     folder = pathlib.Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    facts = {"name": instances.name, "detected": instances.detected, "dropped": dict(instances.dropped)}
+    facts["digest"] = instances.digest()
     try:
-        for column in _COLUMNS:
-            np.save(partial / f"{column}.npy", getattr(instances, column))
-        facts = {"name": instances.name, "detected": instances.detected, "dropped": dict(instances.dropped)}
-        facts["digest"] = instances.digest()
-        write_json(partial / _FACTS, {"format_version": FORMAT_VERSION, **facts})
-        partial.chmod(0o755)
-        if not folder.exists():
-            partial.replace(folder)
-    except OSError:
-        if not folder.exists():  # another process may have been first; its columns are the same
+        with storage.whole(folder) as partial:
+            partial.mkdir()
+            for column in _COLUMNS:
+                np.save(partial / f"{column}.npy", getattr(instances, column))
+            (partial / _FACTS).write_text(json_text({"format_version": FORMAT_VERSION, **facts}))
+    except InputError:
+        if not (folder / _FACTS).exists():  # another process may have been first; its columns are the same
             raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_index(folder: str | os.PathLike, images: ImageSource) -> Instances:

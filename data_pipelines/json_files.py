@@ -44,8 +44,13 @@ def stream_json(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
     """Writes JSON as `storage.whole` does. Raises InputError when the disk refuses."""
+    storage.write(path, json_text(content, indent))
+
+
+def json_text(content: Any, indent: int | None = 2) -> str:
+    """What `write_json` writes. Raises ValueError for numbers that JSON does not have, NaN for one."""
     separators = None if indent else (",", ":")
-    storage.write(path, json.dumps(content, indent=indent, separators=separators) + "\n")
+    return json.dumps(content, indent=indent, separators=separators, allow_nan=False) + "\n"
 
 
 class _Text:

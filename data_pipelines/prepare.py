@@ -36,7 +36,7 @@ from data_pipelines.prepare_report import FACTS, make_report, sources, summary
 from data_pipelines.prepared import INDEX, REPORT
 from data_pipelines.processes import starting_workers
 from data_pipelines.shards import Shard, SourceImage, start_worker, write_shard
-from data_pipelines.tfds_metadata import FINISHED, TEMPORARY, shard_name, write_tfds_metadata
+from data_pipelines.tfds_metadata import FINISHED, shard_name, write_tfds_metadata
 
 IMAGES_PER_SHARD = 800
 
@@ -79,6 +79,7 @@ def prepare(
     """
     if min(processes, images_per_shard) < 1:
         raise InputError(f"--processes {processes}, --images-per-shard {images_per_shard}: at least one of each")
+    storage.check_output(output, folder=True)
     start = time.time()
     annotations, output, labels = pathlib.Path(annotations), pathlib.Path(output), keypoint_set(keypoints)
     others = {str(folder): sources(folder) for folder in against}
@@ -211,17 +212,16 @@ def _kept(instances: Instances, files: list[str]) -> Instances:
 def _locked(output: pathlib.Path) -> Iterator[None]:
     """Makes the folder, or takes one that this command made, and keeps a second command out of it."""
     lock_file = output / ".lock"
-    try:
+    with storage.write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         if any(output.iterdir()) and not lock_file.exists() and not (output / REPORT).exists():
             raise InputError(f"{output}: holds other files than this command's; give it a folder of its own")
         with open(lock_file, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{output}: another command is preparing this folder") from None
             yield
-    except BlockingIOError:
-        raise InputError(f"{output}: another command is preparing this folder") from None
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error})") from None
 
 
 def _remove_others(output: pathlib.Path, shards: list[Shard]) -> None:
@@ -229,12 +229,11 @@ def _remove_others(output: pathlib.Path, shards: list[Shard]) -> None:
     ours = {path for shard in shards for path in (shard.path, shard.facts)}
     stem = shards[0].path.name.split(".")[0]
     of_shards = [*output.glob(f"{stem}.array_record-*"), *(output / FACTS).glob("*.json")]
-    temporary = [*output.glob(f".{REPORT}.*"), *output.glob(f".{INDEX}.*"), *output.glob(f"{TEMPORARY}*")]
-    for path in [*of_shards, *temporary, *(output / FACTS).glob(".*.json.*")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path not in ours:
+    for path in of_shards:
+        if path not in ours:
             path.unlink()
+    for folder in (output, output / FACTS):
+        storage.remove_partial(folder)
 
 
 @contextlib.contextmanager

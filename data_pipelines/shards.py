@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import zlib
 from typing import Any
@@ -16,14 +15,13 @@ import PIL.features
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float, Int
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.example import encode_example
 from data_pipelines.images import Pixels, decode_image
 from data_pipelines.jpeg import Cells, encode_cells
 from data_pipelines.json_files import read_json, write_json
 from data_pipelines.processes import become_worker
-
-PARTIAL = ".partial"
 
 # An image that re-encoding changes more than this, in grey levels on average, is stored as it is.
 _LARGEST_CHANGE = 1.5
@@ -79,8 +77,7 @@ def write_shard(shard: Shard) -> dict[str, Any]:
         return facts
     images: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
-    partial = shard.path.with_name(f"{shard.path.name}.{os.getpid()}{PARTIAL}")
-    try:
+    with storage.whole(shard.path) as partial:
         writer = ArrayRecordWriter(str(partial), _WRITER)
         for image in shard.images:
             if _stop and _stop.is_set():
@@ -96,11 +93,6 @@ def write_shard(shard: Shard) -> dict[str, Any]:
         with open(partial, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = partial.stat().st_size
-        partial.replace(shard.path)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{partial}: the shard cannot be written ({error})") from None
-    finally:
-        partial.unlink(missing_ok=True)
     facts = {"key": key, "file": shard.path.name, "records": len(images), "bytes": size, "sha256": digest}
     facts |= {"images": images, "unreadable": unreadable}
     write_json(shard.facts, facts, indent=None)

@@ -60,9 +60,13 @@ def whole(target: str | os.PathLike, *, sync: bool = True) -> Iterator[pathlib.P
                     epath.Path(target).write_bytes(partial.read_bytes())
             return
         target = pathlib.Path(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # a file
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         number = f"{os.getpid()}-{next(_numbers)}"
-        partial = target.with_name(f".{target.stem[:80]}.{number}{PARTIAL}{target.suffix[:20]}")
+        # At most 4 bytes a character, and 255 a name.
+        partial = target.with_name(f".{target.stem[:30]}.{number}{PARTIAL}{target.suffix[:20]}")
         try:
             yield partial
             if sync:
@@ -82,6 +86,34 @@ def write(target: str | os.PathLike, content: str | bytes, *, sync: bool = True)
     """Writes a file as `whole` does."""
     with whole(target, sync=sync) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def check_output(path: str | os.PathLike, *, flag: str = "--output", folder: bool = False) -> None:
+    """Raises InputError unless a file can be written at a path: for commands, before they work. Nothing is left there.
+
+    Args:
+      path: where the command will write, on a disk or in a bucket.
+      flag: what the command calls it.
+      folder: whether it is a folder to write files into.
+    """
+    kind = "folder" if folder else "file"
+    if not os.fspath(path):
+        raise InputError(f"{flag} is empty; give it the name of a {kind}")
+    if in_bucket(path):
+        check_bucket(path)
+        return
+    target = pathlib.Path(path)
+    with write_errors(path):
+        there = target.exists()
+        if there and target.is_dir() != folder:
+            raise InputError(f"{path}: is a {'file' if folder else 'folder'}; {flag} takes a {kind}")
+        parent = target if there and folder else target.parent
+        while not _is_there(parent):
+            parent = parent.parent
+        for missing in target.relative_to(parent).parts:
+            _is_there(parent / missing)  # an error for a name that is too long
+        with tempfile.TemporaryFile(dir=parent):
+            pass
 
 
 def append(target: str | os.PathLike, line: str) -> None:
@@ -119,6 +151,24 @@ def write_errors(target: str | os.PathLike, remark: str = "") -> Iterator[None]:
 def _publish(partial: pathlib.Path, target: pathlib.Path) -> None:
     """The moment in which a file or folder appears."""
     os.replace(partial, target)
+
+
+def _is_there(path: pathlib.Path) -> bool:
+    """Whether a path exists. Raises OSError when none can: below a file, with too long a name."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove_partial(folder: str | os.PathLike) -> None:
+    """Removes what killed processes left unfinished in a folder on a disk."""
+    for path in pathlib.Path(folder).glob(f".*{PARTIAL}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.keypoints import KeypointSet
 
 # What TFDS reads first: a folder that has it is finished.
 FINISHED = "dataset_info.json"
-# How the folder starts its name where this is written at first.
-TEMPORARY = ".metadata."
 
 
 def dataset_name(output: pathlib.Path) -> tuple[str, str]:
@@ -69,7 +68,7 @@ def write_tfds_metadata(output: pathlib.Path, labels: KeypointSet, lengths: Sequ
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
     splits = [tfds.core.SplitInfo(name=split, shard_lengths=list(lengths), num_bytes=size, filename_template=None)]
     info.set_splits(tfds.core.splits.SplitDict(splits))
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=output) as folder:
+    with storage.write_errors(output), tempfile.TemporaryDirectory() as folder:
         info.write_to_directory(folder)
         for path in sorted(pathlib.Path(folder).iterdir(), key=lambda path: path.name == FINISHED):
-            path.replace(output / path.name)
+            storage.write(output / path.name, path.read_bytes())

@@ -13,8 +13,6 @@ whatever an annotation's `num_keypoints` says. A number that nothing was measure
 import argparse
 import contextlib
 import io
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -24,7 +22,9 @@ from jaxtyping import Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError, tell
+from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet
 from data_pipelines.keypoints import keypoint_set as find_keypoint_set
 from eval.nms import instance_scores, suppress
@@ -149,7 +149,7 @@ def to_coco_results(kept: Sequence[tuple[Prediction, float]]) -> list[dict[str, 
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Writes COCO results to a file, whole or not at all. Raises InputError when the place cannot be written to."""
-    _write_json(path, results)
+    write_json(path, results, indent=None)
 
 
 def format_table(metrics: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
@@ -164,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, or 1 with one line on standard error."""
     try:
         arguments = _parse(argv)
+        if arguments.output is not None:
+            storage.check_output(arguments.output)
         metrics = evaluate_results(
             arguments.annotations,
             arguments.results,
@@ -173,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         conditions = {name: value for name, value in metrics.items() if name not in METRICS}
         conditions |= {"annotations": arguments.annotations, "results": arguments.results}
         if arguments.output:
-            _write_json(arguments.output, metrics | conditions)
+            write_json(arguments.output, metrics | conditions)
         print(format_table(metrics, conditions))
     except InputError as error:
         tell(error)
@@ -264,19 +266,6 @@ class _Evaluation(COCOeval):
             similar = np.exp(-np.compress(labelled, exponents, axis=1))
             oks[:, column] = similar.sum(axis=1) / similar.shape[1]
         return oks
-
-
-def _write_json(path: Path, content: Any) -> None:
-    part = f"{os.fspath(path)}.{os.getpid()}.part"
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, allow_nan=False))
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{os.fspath(path)}: cannot write: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(part)
 
 
 class _Parser(argparse.ArgumentParser):

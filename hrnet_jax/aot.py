@@ -27,6 +27,7 @@ from jax.experimental import serialize_executable, topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import keypoint_set
@@ -336,15 +337,14 @@ def main() -> None:
 
 
 def _aot(values: Mapping[str, Any], config: ConfigDict) -> None:
+    if values["output"]:
+        storage.check_output(values["output"])
     # Before a backend is: there may be a TPU or GPU, and others may be using it.
     jax.config.update("jax_platforms", "cpu")
     report = measure(config, values["topology"], values["steps"].split(","))
     print(format_report(report))
-    if output := values["output"]:
-        try:
-            write_json(output, report)
-        except OSError as error:
-            raise InputError(f"--output={output}: {error.strerror}") from None
+    if values["output"]:
+        write_json(values["output"], report)
 
 
 if __name__ == "__main__":

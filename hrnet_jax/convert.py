@@ -13,11 +13,18 @@ Names here are MMPose's. The others differ in prefixes only:
     MMPose                  official          timm
     backbone.NAME           NAME              NAME
     head.final_layer.NAME   final_layer.NAME  (none)
+
+What stands in front of all names (`module.` of DataParallel, `_orig_mod.` of torch.compile, `model.` of a Lightning
+module, or several of these) is found and left out. With MMEngine's or MMCV's EMAHook a file holds its weights twice,
+under their own names and under EMA names (`ema_state_dict`, `ema_backbone_...`). MMEngine swaps the two when it saves,
+and MMCV when its hook runs before the one that saves: the weights under their own names, which are converted, then are
+the averages, and `--ema` takes the others.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -28,12 +35,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, brief, listed
 from hrnet_jax import checkpoint, cli, torch_files
 from hrnet_jax import config as config_lib
 from hrnet_jax.folder import Model, check_free, is_folder, save_folder
 from hrnet_jax.models import VARIANTS, abstract_model, fill, state_dict
 from hrnet_jax.models.state import Arrays, mismatches
+from hrnet_jax.torch_files import Tensors
 
 STYLES = ("mmpose", "official")
 
@@ -42,39 +50,48 @@ _CLASSIFIER = re.compile(
     r"backbone\.((incre_modules|downsamp_modules|classifier|final_layer)\.|stage4\.\d+\.fuse_layers\.[123]\.)"
 )
 _COUNTER = ".num_batches_tracked"
+# A name in every HRNet, by which what stands in front of all names is found; one of torch.compile's may be within.
+_ANCHOR = re.compile(r"(?P<prefix>|.*?\.)(backbone\.)?transition1\.0\.0\.weight", re.DOTALL)
+_COMPILED = "_orig_mod."
+# What stands in `ema_state_dict` beside the weights.
+_EMA_STEPS = "steps"
 # A tensor whose first axis is the width of the high-resolution branch.
 _WIDTH = "backbone.transition1.0.0.weight"
 
 logger = logging.getLogger(__name__)
 
 
-def from_torch(source: str | pathlib.Path, config: ConfigDict, output: str | pathlib.Path) -> None:
+def from_torch(source: str | os.PathLike, config: ConfigDict, output: str | os.PathLike, *, ema: bool = False) -> None:
     """Converts a PyTorch checkpoint into a folder.
 
     Args:
-      source: `.pth` or `.safetensors` file with MMPose's, official or timm names.
+      source: `.pth` or `.safetensors` file with MMPose's, official or timm names, whatever stands in front of them.
       config: the config that the weights were trained with.
       output: the new folder; without `head.*` arrays when the file holds a backbone alone.
+      ema: takes the weights under an EMAHook's names.
 
     Raises:
       InputError: the file cannot be read or is not of the config's architecture, or the folder exists.
     """
     config_lib.check(config)
-    check_free(pathlib.Path(output))
+    check_free(output)
     shapes = _torch_shapes(config.model)
-    tensors = torch_files.read(source)
+    tensors = _one_of_twins(torch_files.read(source), torch_files.read(source, "ema_state_dict"), ema, f"{source}")
     _check_architecture(tensors, shapes, f"{source}", f"config.model.variant={config.model.variant!r}")
     arrays = _canonical(tensors, shapes, f"{source}")
     save_folder(output, config, {name: _ours(array) for name, array in arrays.items()})
 
 
-def to_torch(source: str | pathlib.Path, style: str, output: str | pathlib.Path) -> None:
+def to_torch(source: str | os.PathLike, style: str, output: str | os.PathLike) -> str:
     """Writes a model as a PyTorch checkpoint.
 
     Args:
       source: a converted folder (also of a backbone alone), or a work directory.
       style: "mmpose" or "official", whose names to use.
       output: `.pth` or `.safetensors`.
+
+    Returns:
+      The source in words: the folder, or the checkpoint of the work directory.
 
     Raises:
       InputError: for an unknown style, a source that cannot be read or an output that cannot be written.
@@ -91,6 +108,7 @@ def to_torch(source: str | pathlib.Path, style: str, output: str | pathlib.Path)
     if style == "official":
         tensors = {re.sub(r"^(backbone|head)\.", "", name): tensor for name, tensor in tensors.items()}
     torch_files.write(output, tensors, nested=style == "mmpose")
+    return model.origin
 
 
 def load_torch_state_dict(model: nnx.Module, tensors: Mapping[str, np.ndarray]) -> None:
@@ -98,15 +116,16 @@ def load_torch_state_dict(model: nnx.Module, tensors: Mapping[str, np.ndarray]) 
 
     Args:
       model: from `create_model`.
-      tensors: arrays in PyTorch's layouts by MMPose's, official or timm names, also behind DataParallel's `module.`.
+      tensors: arrays in PyTorch's layouts by MMPose's, official or timm names, whatever stands in front of them.
         A classification network's file fills the backbone; the head stays as it is.
 
     Raises:
-      InputError: one line that lists every entry that is missing, unknown or of another shape; nothing is set then.
+      InputError: one line about what is missing, unknown or of another shape; nothing is set then.
     """
     params, stats = state_dict(model)
     ours = {**params, **stats}
-    arrays = _canonical(tensors, {name: _torch_shape(array) for name, array in ours.items()}, "the state dict")
+    shapes, source = {name: _torch_shape(array) for name, array in ours.items()}, "the state dict"
+    arrays = _canonical(_plain_names(tensors, source), shapes, source)
     filled = {name: jnp.array(_ours(array)) for name, array in arrays.items() if not name.endswith(_COUNTER)}
     fill(model, {**ours, **filled})
 
@@ -148,7 +167,7 @@ def with_backbone(model: Model, params: Arrays, stats: Arrays) -> tuple[Arrays, 
             f"{_variant(kernel.shape[-1])}"
         )
     if problems := mismatches(backbone, shapes):
-        raise InputError(f"{where}: its backbone differs in {len(problems)} entries: {'; '.join(problems)}")
+        raise InputError(f"{where}: its backbone differs in {len(problems)} entries: {listed(problems)}")
     arrays = {name: jnp.array(array) for name, array in backbone.items()}
     return {name: arrays.get(name, array) for name, array in params.items()}, {name: arrays[name] for name in stats}
 
@@ -160,7 +179,7 @@ def _canonical(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], sou
     """
     named = {_canonical_name(name): tensor for name, tensor in tensors.items()}
     problems = ["names repeat"] if len(named) < len(tensors) else []
-    is_mmpose = any(name.removeprefix("module.").startswith("backbone.") for name in tensors)
+    is_mmpose = any(name.startswith("backbone.") for name in tensors)
     if not is_mmpose and "head.final_layer.weight" not in named and "head.final_layer.bias" not in named:
         named = {name: tensor for name, tensor in named.items() if name in shapes or not _CLASSIFIER.match(name)}
         shapes = _backbone(shapes)
@@ -174,7 +193,7 @@ def _canonical(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], sou
         hint = _architecture_hint(named, shapes)
         raise InputError(
             f"{source} and the model do not fit{f' ({hint})' if hint else ''} in {len(problems)} entries: "
-            f"{'; '.join(problems)}"
+            f"{listed(problems)}"
         )
     if kinds := sorted({str(tensor.dtype) for tensor in weights.values()} - {"float32"}):
         logger.info("%s: %s converted to float32", source, ", ".join(kinds))
@@ -184,8 +203,51 @@ def _canonical(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], sou
     }
 
 
+def _one_of_twins(tensors: Tensors, beside: Tensors, ema: bool, source: str) -> Tensors:
+    """The weights of a file, or with `ema` those under an EMAHook's names, under the names of `_plain_names`.
+
+    Args:
+      tensors: the state dict; MMCV has twins in it: `backbone.conv1.weight` and `ema_backbone_conv1_weight`.
+      beside: MMEngine's `ema_state_dict`, empty when there is none.
+      ema: which to take.
+      source: the file, for messages.
+    """
+    plain = _plain_names(tensors, source)
+    by_twin = {f"ema_{name.replace('.', '_')}": name for name in plain}
+    twins = {by_twin[name]: tensor for name, tensor in plain.items() if name in by_twin}
+    plain = {name: tensor for name, tensor in plain.items() if name not in by_twin}
+    if not twins and not beside:
+        if ema:
+            raise InputError(f"{source}: holds no weights under EMA names; leave out --ema")
+        return plain
+    taken, left = ("EMA names", "their own") if ema else ("their own names", "EMA names")
+    logger.info("%s: an EMAHook's file, which holds the weights twice: taken under %s, not %s", source, taken, left)
+    if ema and beside:
+        twins = _plain_names({name: tensor for name, tensor in beside.items() if name != _EMA_STEPS}, source)
+    return {**plain, **twins} if ema else plain  # MMCV has twins of parameters only
+
+
+def _plain_names(tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
+    """Takes away what stands in front of all names; one line of the log says what."""
+    names = {name: name.replace(_COMPILED, "") for name in tensors}
+    prefixes = sorted({match["prefix"] for name in names.values() if (match := _ANCHOR.fullmatch(name))})
+    if len(prefixes) > 1:
+        raise InputError(
+            f"{source}: holds {len(prefixes)} networks, behind {listed([repr(brief(prefix)) for prefix in prefixes])}; "
+            "save the state dict of one of them"
+        )
+    prefix = "".join(prefixes)
+    plain = {names[name].removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    if len(plain) < len(tensors):
+        raise InputError(f"{source}: names repeat when {brief(prefix)!r} and {_COMPILED!r} are taken away")
+    if any(name not in plain for name in tensors):
+        shown = [repr(brief(prefix))] if prefix else []
+        shown += [repr(_COMPILED)] if any(_COMPILED in name for name in tensors) else []
+        logger.info("%s: an HRNet whose names are read without %s", source, " and ".join(shown))
+    return plain
+
+
 def _canonical_name(name: str) -> str:
-    name = name.removeprefix("module.")
     if name.startswith("keypoint_head."):  # MMPose before 1.0
         name = name.removeprefix("keypoint_")
     if name.startswith(("backbone.", "head.")):
@@ -248,6 +310,7 @@ def main() -> None:
         "input": (None, "checkpoint (.pth, .safetensors); with --to a converted folder or a work directory"),
         "output": (None, "converted folder; with --to a .pth or .safetensors file"),
         "config": ("", "the config that the checkpoint was trained with, FILE or FILE:ARG; not with --to"),
+        "ema": (False, "takes the weights under the names of an EMAHook; see above"),
         "to": ("", f"the way back: whose names to write, {' or '.join(STYLES)}"),
     }
     cli.run(__doc__, options, _convert, _config_of)
@@ -257,6 +320,8 @@ def _config_of(values: Mapping[str, Any]) -> ConfigDict:
     if values["to"]:
         if values["config"]:
             raise InputError("--config does not go with --to: the folder carries its config")
+        if values["ema"]:
+            raise InputError("--ema does not go with --to: it chooses among the weights of a PyTorch file")
         return checkpoint.stored_config(values["input"])
     if pathlib.Path(values["input"]).is_dir():
         raise InputError(f"{values['input']}: is a folder; add --to {' or --to '.join(STYLES)} to convert it back")
@@ -270,10 +335,11 @@ def _config_of(values: Mapping[str, Any]) -> ConfigDict:
 
 def _convert(values: Mapping[str, Any], config: ConfigDict) -> None:
     if values["to"]:
-        to_torch(values["input"], values["to"], values["output"])
+        origin = to_torch(values["input"], values["to"], values["output"])
     else:
-        from_torch(values["input"], config, values["output"])
-    print(f"{values['input']} -> {values['output']}")
+        origin = values["input"]
+        from_torch(origin, config, values["output"], ema=values["ema"])
+    print(f"{origin} -> {values['output']}")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
 from data_pipelines import storage
 from data_pipelines.annotations import Instances
-from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet
 from hrnet_jax import metrics as metric_files
 
@@ -100,7 +99,7 @@ def side_by_side(pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np
 
 
 def contact_sheet(
-    path: pathlib.Path,
+    path: str | os.PathLike,
     predictions: Sequence[Mapping[str, Any]],
     instances: Instances,
     keypoint_set: KeypointSet,
@@ -154,14 +153,11 @@ def curves(workdir: str | os.PathLike) -> None:
     ap_axis.set(xlabel="step", ylim=(0, 1), title="Evaluation")
     if ap_axis.lines:
         ap_axis.legend()
-    with storage.Mirror(workdir) as folder:
-        figure.savefig(folder.path / "curves.png", dpi=100)
+    with storage.whole(epath.Path(workdir) / "curves.png") as partial:
+        figure.savefig(partial, dpi=100)
 
 
-def write_png(path: pathlib.Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Writes an RGB image. Raises InputError when it cannot be written."""
+def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"], *, sync: bool = True) -> None:
+    """Writes an RGB image as `storage.whole` does. Raises InputError when it cannot be written."""
     _, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    try:
-        path.write_bytes(png.tobytes())  # `cv2.imwrite` crashes on a path that is not UTF-8
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    storage.write(path, png.tobytes(), sync=sync)

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
@@ -192,12 +193,12 @@ def evaluate(trained: Model, output: str | os.PathLike) -> dict[str, Any]:
 def write(
     output: str | os.PathLike, metrics: dict[str, Any], predictions: list[dict[str, Any]], evaluator: Evaluator
 ) -> None:
-    """Writes an evaluation's files into a folder."""
-    with storage.Mirror(output) as folder:
-        write_json(folder.path / "metrics.json", metrics)
-        results = coco.to_coco_results([(prediction, prediction["score"]) for prediction in predictions])
-        coco.write_results(folder.path / "keypoints.json", results)
-        draw.contact_sheet(folder.path / "predictions.png", predictions, evaluator.data.instances, evaluator.labels)
+    """Writes an evaluation's files into a folder, the numbers first. Raises InputError when one cannot be written."""
+    folder = epath.Path(output)
+    write_json(folder / "metrics.json", metrics)
+    results = coco.to_coco_results([(prediction, prediction["score"]) for prediction in predictions])
+    coco.write_results(folder / "keypoints.json", results)
+    draw.contact_sheet(folder / "predictions.png", predictions, evaluator.data.instances, evaluator.labels)
 
 
 def main() -> None:
@@ -211,6 +212,8 @@ def main() -> None:
 
 
 def _evaluate(values: Mapping[str, Any], config: ConfigDict) -> None:
+    if is_main_host():
+        storage.check_output(values["output"], folder=True)
     trained = checkpoint.load(values["checkpoint"])
     metrics = evaluate(trained._replace(config=config), values["output"])
     if not is_main_host():

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -31,14 +32,14 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from data_pipelines.errors import InputError
-from data_pipelines.json_files import read_json, write_json
+from data_pipelines.json_files import json_text
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic.render import Settings, render_scene
 from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
 from hrnet_jax import checkpoint, cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.folder import MODEL, Model, check_free, save_folder
+from hrnet_jax.folder import MODEL, Model, check_free, new_folder
 from hrnet_jax.inference import make_eval_step
 from hrnet_jax.models import Network, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
@@ -92,7 +93,7 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
       InputError: for a config, dtype or folder that is no good, and weights that give no finite answers.
       Aborted: when the program, read back from the folder, differs from the live model by more than `TOLERANCE`.
     """
-    config, output = trained.config, pathlib.Path(output)
+    config = trained.config
     if dtype not in TOLERANCE:
         raise InputError(f"--dtype={dtype}: there are {', '.join(TOLERANCE)}")
     config_lib.check(config, training=False)
@@ -102,7 +103,7 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
     facts = describe(config, dtype, trained.origin)
     facts["made_with"]["calling_convention_version"] = programs[PROGRAM].calling_convention_version
 
-    def complete(folder: pathlib.Path) -> None:
+    with new_folder(output, config, arrays) as folder:
         for name, program in programs.items():
             (folder / name).write_bytes(program.serialize())
         found, allowed = deviation(folder, trained, dtype), TOLERANCE[dtype]
@@ -111,14 +112,13 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
                 f"{output}: not written: program and model differ by {found.keypoints:.2g} pixels and "
                 f"{found.scores:.2g} of the scores; {found.moved:.0%} of the keypoints move"
             )
-        write_json(folder / FACTS, {**facts, "deviation": found._asdict(), "tolerance": allowed._asdict()})
+        facts |= {"deviation": found._asdict(), "tolerance": allowed._asdict()}
+        (folder / FACTS).write_text(json_text(facts))
         (folder / "example.py").write_bytes(_EXAMPLE.read_bytes())
         (folder / "README.md").write_text(_README.format(**facts))
         sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.iterdir())]
         (folder / "SHA256SUMS").write_text("".join(sums))
-
-    save_folder(output, config, arrays, complete)
-    return read_json(output / FACTS)
+    return json.loads(json_text(facts))
 
 
 def build(config: ConfigDict, dtype: str) -> dict[str, jax_export.Exported]:
@@ -282,7 +282,7 @@ def _export(values: Mapping[str, Any], config: ConfigDict) -> None:
     facts = export(trained._replace(config=config), values["output"], values["dtype"])
     found = facts["deviation"]
     print(
-        f"{values['checkpoint']} ({trained.origin}) -> {values['output']}; off the float32 model by at most "
+        f"{trained.origin} -> {values['output']}; off the float32 model by at most "
         f"{found['keypoints']:.2g} px, {found['scores']:.2g} of the scores"
     )
 

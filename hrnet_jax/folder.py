@@ -9,19 +9,18 @@ back is exact. A folder without `head.*` holds a backbone alone: it can initiali
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from data_pipelines import storage
 from data_pipelines.errors import InputError
@@ -76,50 +75,43 @@ def is_folder(path: str | os.PathLike) -> bool:
     return (epath.Path(path) / MODEL).is_file()
 
 
-def save_folder(
-    path: str | os.PathLike,
-    config: ConfigDict,
-    arrays: Mapping[str, np.ndarray],
-    complete: Callable[[pathlib.Path], None] = lambda folder: None,
-) -> None:
-    """Writes a folder under a temporary name and then renames it, so that it is whole when it is there.
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike, config: ConfigDict, arrays: Mapping[str, np.ndarray]) -> Iterator[pathlib.Path]:
+    """Writes a converted folder, which appears when the context ends without an error.
 
     Args:
       path: a folder that does not exist yet or is empty.
       config: what the model was trained with.
       arrays: parameters and statistics (float32), and `num_batches_tracked`, by canonical name.
-      complete: may add to the folder before it gets its name; when it raises, there will be no folder.
+
+    Yields:
+      The folder under a temporary name, to write more files into.
 
     Raises:
       InputError: when the folder has content already, or cannot be written.
     """
-    path = pathlib.Path(path)
     check_free(path)
-    # One key: safetensors writes several in any order, and equal models should be equal files.
-    metadata = {"format_version": str(FORMAT_VERSION)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-        try:
-            partial.chmod(0o755)  # mkdtemp and safetensors write for the owner alone
-            (partial / "config.json").write_text(config_lib.to_json(config) + "\n")
-            # ascontiguousarray would turn scalars into vectors.
-            save_file({name: np.array(a, order="C") for name, a in arrays.items()}, partial / MODEL, metadata)
-            (partial / MODEL).chmod(0o644)
-            complete(partial)
-            partial.replace(path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    with storage.whole(path) as partial:
+        partial.mkdir()
+        (partial / "config.json").write_text(config_lib.to_json(config) + "\n")
+        # ascontiguousarray would turn scalars into vectors.
+        tensors = {name: np.array(array, order="C") for name, array in arrays.items()}
+        # One key: safetensors writes several in any order, and equal models should be equal files.
+        (partial / MODEL).write_bytes(save(tensors, {"format_version": str(FORMAT_VERSION)}))
+        yield partial
 
 
-def check_free(path: pathlib.Path) -> None:
+def save_folder(path: str | os.PathLike, config: ConfigDict, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a converted folder of nothing else, as `new_folder` does."""
+    with new_folder(path, config, arrays):
+        pass
+
+
+def check_free(path: str | os.PathLike) -> None:
     """Raises InputError when a path is no place for a new folder."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; --output takes a folder")
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{path}: is not empty; remove it or take another --output")
+    storage.check_output(path, folder=True)
+    if epath.Path(path).is_dir() and any(epath.Path(path).iterdir()):
+        raise InputError(f"{os.fspath(path)}: is not empty; remove it or take another --output")
 
 
 def load_folder(path: str | os.PathLike) -> Model:

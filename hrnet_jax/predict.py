@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from etils import epath
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError, printable, utf8
 from data_pipelines.keypoints import KeypointSet, keypoint_set
 from hrnet_jax import checkpoint, cli, draw
@@ -55,10 +57,10 @@ def predict(
     """Predicts on all images of a source and writes predictions.json and, unless `look` is None, the pictures.
 
     Returns how many images were predicted on, how many people, and how many images could not be used; each of these is
-    told in a line of the log. Raises InputError when none could be used, or nothing can be written.
+    told in a line of the log. Raises InputError when none could be used, or a file cannot be written; a picture that
+    cannot is told at the end, when predictions.json is there.
     """
-    output = pathlib.Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(output)
     pending: collections.deque[tuple[Shot, list[float], float]] = collections.deque()
     unusable: list[str] = []
 
@@ -91,17 +93,20 @@ def predict(
     }
     images = people_seen = 0
     progress = _Progress(source.total)
-    with _record_writer(output / "predictions.json", head) as write_record, _picture_writer(output, source) as write:
+    pictures = _Pictures(folder, source.frames_a_second)
+    with _record_writer(folder / "predictions.json", head) as write_record, pictures:
         for people in predictor.people(prepared(), heatmaps=bool(look and look.heatmaps)):
             shot, scores, zoom = pending.popleft()
             write_record({**shot.record, "people": [_plain(*pair) for pair in zip(people, scores, strict=True)]})
-            if look:
+            if look and not pictures.problem:
                 truth = boxes.truth.get(shot.key) if boxes else None
-                write(shot.key, _drawn(shot.pixels, zoom, people, truth, predictor.keypoint_set, look))
+                pictures.add(shot.key, _drawn(shot.pixels, zoom, people, truth, predictor.keypoint_set, look))
             images, people_seen = images + 1, people_seen + len(people)
             progress.tell(images + len(unusable))
         if not images:
             raise InputError(f"{source.path}: none of its {len(unusable)} images could be used")
+    if pictures.problem:
+        raise InputError(f"{pictures.problem}; {folder / 'predictions.json'} is whole")
     return images, people_seen, len(unusable)
 
 
@@ -125,6 +130,7 @@ def main() -> None:
 
 
 def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
+    storage.check_output(values["output"], folder=True)
     numbers = {
         name: _number(values, name) for name in ("box_threshold", "score_threshold", "batch_size", "max_megapixels")
     }
@@ -198,48 +204,88 @@ def _plain(person: Person, score: float) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _record_writer(path: pathlib.Path, head: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _record_writer(path: epath.Path, head: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Writes a JSON object with one line for each of its `images`; the file is there once all are."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     separators = itertools.chain([""], itertools.repeat(","))
-    try:
-        with partial.open("w") as file:
-            file.write(f'{json.dumps(head)[:-1]}, "images": [')
-            yield lambda record: print(f"{next(separators)}\n{json.dumps(record)}", end="", file=file)
-            file.write("\n]}\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with storage.whole(path) as partial, partial.open("w") as file:
+        file.write(f'{json.dumps(head)[:-1]}, "images": [')
+        yield lambda record: print(f"{next(separators)}\n{json.dumps(record)}", end="", file=file)
+        file.write("\n]}\n")
+
+
+class _Pictures:
+    """Writes pictures: drawn/NAME.png, or the frames of drawn.mp4. A context.
+
+    Attributes:
+      problem: why one could not be written; empty as long as all could.
+    """
+
+    def __init__(self, output: epath.Path, frames_a_second: float):
+        self.problem = ""
+        self._output, self._frames_a_second = output, frames_a_second
+        self._video = contextlib.ExitStack()
+        self._append: Callable[[Pixels], None] | None = None
+
+    def add(self, name: str, picture: Pixels) -> None:
+        """Writes the picture of an image, or of the next frame."""
+        with self._problem_kept():
+            if not self._frames_a_second:
+                # Their loss in a power cut costs only the same command again.
+                draw.write_png(self._output / "drawn" / f"{name}.png", picture, sync=False)
+                return
+            if not self._append:
+                video = _video_writer(self._output / "drawn.mp4", self._frames_a_second, picture.shape[1::-1])
+                self._append = self._video.enter_context(video)
+            self._append(picture)
+
+    def __enter__(self) -> _Pictures:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with self._problem_kept():
+            self._video.__exit__(*error)
+
+    @contextlib.contextmanager
+    def _problem_kept(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            self.problem = self.problem or str(error)
 
 
 @contextlib.contextmanager
-def _picture_writer(output: pathlib.Path, source: Source) -> Iterator[Callable[[str, Pixels], None]]:
-    """Writes pictures: drawn/NAME.png, or the frames of drawn.mp4."""
-    if not source.is_video:
+def _video_writer(
+    path: epath.Path, frames_a_second: float, size: tuple[int, ...]
+) -> Iterator[Callable[[Pixels], None]]:
+    """Writes a video of frames of (width, height); the file is there once all are."""
+    with storage.whole(path) as partial, _named_in_ascii(partial) as name:
+        writer, written = cv2.VideoWriter(), 0
+        if not writer.open(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), frames_a_second, size):
+            raise InputError(f"{path}: cannot be written")
 
-        def write(name: str, picture: Pixels) -> None:
-            path = output / "drawn" / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draw.write_png(path, picture)
+        def append(picture: Pixels) -> None:
+            nonlocal written
+            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            written += 1
 
-        yield write
-        return
-    writer = cv2.VideoWriter()
-    folder = os.open(output, os.O_PATH)
+        try:
+            yield append
+        finally:
+            writer.release()
+        video = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+        whole = video.isOpened() and video.get(cv2.CAP_PROP_FRAME_COUNT) == written
+        video.release()
+        if not whole:  # OpenCV does not say why
+            raise InputError(f"{path}: cannot be written whole (is the disk full?)")
 
-    def append(name: str, picture: Pixels) -> None:
-        del name
-        if not writer.isOpened():
-            # OpenCV crashes on a path that is not UTF-8.
-            path, codec = f"/proc/self/fd/{folder}/drawn.mp4", cv2.VideoWriter.fourcc(*"mp4v")
-            if not writer.open(path, cv2.CAP_FFMPEG, codec, source.frames_a_second, picture.shape[1::-1]):
-                raise InputError(f"{output / 'drawn.mp4'}: cannot be written")
-        writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
+@contextlib.contextmanager
+def _named_in_ascii(path: pathlib.Path) -> Iterator[str]:
+    """A name for a file whose own name is ASCII; OpenCV crashes on folders that are not UTF-8."""
+    folder = os.open(path.parent, os.O_PATH)
     try:
-        yield append
+        yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
-        writer.release()
         os.close(folder)
 
 

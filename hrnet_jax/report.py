@@ -59,12 +59,8 @@ def report(workdir: str | os.PathLike, output: str | os.PathLike = "", *, config
     """
     config = stored_config(workdir) if config is None else config
     path = epath.Path(output or epath.Path(workdir) / "report.html")
-    html = build(workdir, config)
-    try:
-        with storage.bucket_errors(path):
-            path.write_bytes(html.encode(errors="replace"))  # names may hold what is no character
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    storage.check_output(path)
+    storage.write(path, build(workdir, config).encode(errors="replace"))  # names may hold what is no character
     return str(path)
 
 

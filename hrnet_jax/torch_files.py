@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from data_pipelines import storage
 from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError
 
@@ -33,6 +34,7 @@ Tensors = dict[str, np.ndarray]
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MIN_TORCH = (2, 10)  # as the extra `torch` in setup.cfg, which says why
 
+_STATE_DICT = "state_dict"
 _DTYPES = {
     "torch.DoubleStorage": np.dtype("<f8"),
     "torch.FloatStorage": np.dtype("<f4"),
@@ -49,12 +51,16 @@ _REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _PARAMETER = "torch._utils._rebuild_parameter"
 
 
-def read(path: str | os.PathLike) -> Tensors:
+def read(path: str | os.PathLike, entry: str = _STATE_DICT) -> Tensors:
     """Reads a state dict: a `.safetensors` file, or what `torch.save` wrote, of today or from before PyTorch 1.6.
 
+    Args:
+      path: the file.
+      entry: of a pickled file's content. Nothing is found where it is missing, except that a file without the entry
+        `state_dict` is one as a whole.
+
     Returns:
-      The arrays by the file's own names, in its order and PyTorch's layouts. A pickled file's state dict is the entry
-      `state_dict` where there is one, else the whole.
+      The arrays by the file's own names, in its order and PyTorch's layouts.
 
     Raises:
       InputError: the file is missing, truncated or of another format, holds no state dict, or needs code to load.
@@ -69,15 +75,15 @@ def read(path: str | os.PathLike) -> Tensors:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return read_safetensors(path) if entry == _STATE_DICT else {}
     if not start:
         raise InputError(f"{path}: is empty")
     # A stray byte can break a pickle in any way; whatever it is, the file is to blame.
     try:
         if start.startswith(b"PK"):
-            return _read_zip(path)
+            return _read_zip(path, entry)
         if start.startswith(b"\x80") and struct.pack("<Q", LEGACY_MAGIC & 0xFFFFFFFFFFFFFFFF) in start:
-            return _read_legacy(path)
+            return _read_legacy(path, entry)
     except InputError:
         raise
     except Exception as error:
@@ -102,17 +108,16 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
 
 def check_writable(path: str | os.PathLike) -> None:
     """Raises InputError unless `write` can make such a file: of a known suffix and with what it takes installed."""
-    path = pathlib.Path(path)
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise InputError(f"{path}: the name must end in .pth, .pt or .safetensors")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder")
-    if path.suffix != ".safetensors":
+    storage.check_output(path)
+    suffix = pathlib.PurePath(path).suffix
+    if suffix not in (".safetensors", ".pth", ".pt"):
+        raise InputError(f"{os.fspath(path)}: the name must end in .pth, .pt or .safetensors")
+    if suffix != ".safetensors":
         _torch(path)
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], nested: bool = False) -> None:
-    """Writes a state dict, by way of a temporary file: a reader never sees half of it.
+    """Writes a state dict, as `storage.whole` does.
 
     Args:
       path: ends in `.safetensors`, or in `.pth` or `.pt`, which takes PyTorch.
@@ -120,28 +125,20 @@ def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], nested: bo
       nested: puts a pickled state dict beside a `meta`, as MMPose does.
 
     Raises:
-      InputError: for another suffix, or when PyTorch is missing or older than 2.10.
+      InputError: for another suffix, a place that cannot be written, or when PyTorch is missing or older than 2.10.
     """
     check_writable(path)
-    path = pathlib.Path(path)
     tensors = {name: np.array(array, order="C") for name, array in tensors.items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if path.suffix == ".safetensors":
-            save_file(tensors, partial, metadata={"format": "pt"})
-            partial.chmod(0o644)  # safetensors writes for the owner alone
+    with storage.whole(path) as partial:
+        if partial.suffix == ".safetensors":
+            partial.write_bytes(save(tensors, {"format": "pt"}))
         else:
-            torch = _torch(path)
+            torch = _torch(partial)
             state = {name: torch.from_numpy(array) for name, array in tensors.items()}
             torch.save({"meta": {}, "state_dict": state} if nested else state, partial)
-        partial.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _torch(path: pathlib.Path) -> Any:
+def _torch(path: str | os.PathLike) -> Any:
     try:
         import torch
     except ImportError:
@@ -227,7 +224,7 @@ class _Unpickler(pickle.Unpickler):
         return storage
 
 
-def _read_zip(path: pathlib.Path) -> Tensors:
+def _read_zip(path: pathlib.Path, entry: str) -> Tensors:
     with zipfile.ZipFile(path) as file:
         pickles = [name for name in file.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
@@ -236,10 +233,10 @@ def _read_zip(path: pathlib.Path) -> Tensors:
         if f"{folder}byteorder" in file.namelist() and file.read(f"{folder}byteorder") != b"little":
             raise InputError(f"{path}: written on a big-endian machine; save it again on another")
         content = _Unpickler(path, io.BytesIO(file.read(pickles[0]))).load()
-        return _rebuild(path, content, lambda storage: file.read(f"{folder}data/{storage.key}"))
+        return _rebuild(path, content, entry, lambda storage: file.read(f"{folder}data/{storage.key}"))
 
 
-def _read_legacy(path: pathlib.Path) -> Tensors:
+def _read_legacy(path: pathlib.Path, entry: str) -> Tensors:
     """Magic number, protocol, system, content and keys as pickles, then every storage: its count and its numbers."""
     with open(path, "rb") as file:
         for _ in range(3):
@@ -253,13 +250,16 @@ def _read_legacy(path: pathlib.Path) -> Tensors:
             if count != storage.size:
                 raise ValueError(f"storage {key} has {count} numbers, not {storage.size}")
             raw[key] = file.read(count * _dtype(path, storage).itemsize)
-    return _rebuild(path, content, lambda storage: raw[storage.key])
+    return _rebuild(path, content, entry, lambda storage: raw[storage.key])
 
 
-def _rebuild(path: pathlib.Path, content: Any, read_storage: Callable[[Storage], bytes]) -> Tensors:
+def _rebuild(path: pathlib.Path, content: Any, entry: str, read_storage: Callable[[Storage], bytes]) -> Tensors:
     """Builds the arrays of a pickle's state dict."""
-    if isinstance(content, dict) and "state_dict" in content:
-        content = content["state_dict"]
+    inner = content.get(entry) if isinstance(content, dict) else None
+    if inner is not None:
+        content = inner
+    elif entry != _STATE_DICT:
+        return {}
     if isinstance(content, Symbol):
         raise InputError(f"{path}: {content.name} would have to run to load it; a file that needs code is refused")
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):

@@ -415,10 +415,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     coco.write_results(path, [])
     with pytest.raises(ValueError, match="not JSON compliant"):
         coco.write_results(path, [{"score": float("nan")}])
-    assert path.read_text() == "[]"
+    assert path.read_text() == "[]\n"
     assert os.listdir(tmp_path) == ["keypoints.json"]
-    with pytest.raises(InputError, match=r"absent/keypoints.json: cannot write: No such file"):
-        coco.write_results(tmp_path / "absent" / "keypoints.json", [])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/keypoints.json: cannot be written \(Not a directory\)"):
+        coco.write_results(tmp_path / "file/keypoints.json", [])
 
 
 def test_table():
@@ -443,9 +444,10 @@ def test_command_line(shared, tmp_path):
     assert all(isinstance(value, str | int | float) for value in metrics.values())
 
 
-def test_evaluation_needs_only_numpy_pycocotools_and_the_keypoint_definitions():
+def test_evaluation_needs_only_numpy_pycocotools_keypoint_definitions_and_files():
     allowed = {"numpy", "jaxtyping", "pycocotools.coco", "pycocotools.cocoeval", "eval.nms", "eval.records"}
-    allowed |= {"data_pipelines.checks", "data_pipelines.errors", "data_pipelines.keypoints", *sys.stdlib_module_names}
+    data_pipelines = ("checks", "errors", "json_files", "keypoints")
+    allowed |= {"data_pipelines", *(f"data_pipelines.{name}" for name in data_pipelines), *sys.stdlib_module_names}
     for path in (REPOSITORY / "eval").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -567,7 +569,7 @@ def test_missing_files_and_wrong_usage(tmp_path, capsys):
         (["--annotations", str(tmp_path), "--results", results], "cannot read the annotations: Is a directory"),
         (["--annotations", annotations], "required: --results"),
         ([*good, "--keypoints", "hand"], "invalid choice: 'hand'"),
-        ([*good, "--output", str(tmp_path / "no" / "m.json")], "m.json: cannot write"),
+        ([*good, "--output", str(tmp_path / "gt.json/m.json")], "m.json: cannot be written (Not a directory)"),
     ):
         assert coco.main(arguments) == 1
         out, error = capsys.readouterr()

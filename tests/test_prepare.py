@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -353,7 +354,7 @@ def test_continues_where_it_was_stopped(coco, tmp_path, moment):
     output = tmp_path / "coco_train"
     process = start("--annotations", annotations, "--images", folder, "--keypoints", "coco", "--output", output,
                     "--images-per-shard", 3, "--processes", 2)  # fmt: skip
-    pattern, count = ("*.partial", 1) if moment == "within a shard" else ("shards/*.json", 2)
+    pattern, count = (".*.partial*", 1) if moment == "within a shard" else ("shards/*.json", 2)
     while process.poll() is None and len(list(output.glob(pattern))) < count:
         time.sleep(0.002)
     if moment == "interrupted":
@@ -364,7 +365,7 @@ def test_continues_where_it_was_stopped(coco, tmp_path, moment):
     if moment == "interrupted":
         assert process.returncode == 130
         assert error == "stopped; the same command continues with the first shard that is not finished\n"
-        assert not list(output.glob("*.partial"))
+        assert not list(output.glob(".*.partial*"))
     else:
         assert process.returncode == -signal.SIGKILL
     assert not (output / FINISHED).exists()
@@ -419,9 +420,9 @@ def test_worker_that_dies(people, tmp_path):
     annotations, folder = people(400)
     process = start("--annotations", annotations, "--images", folder, "--keypoints", "coco", "--processes", 2,
                     "--output", tmp_path / "few_train", "--images-per-shard", 200)  # fmt: skip
-    while process.poll() is None and not (partial := list((tmp_path / "few_train").glob("*.partial"))):
+    while process.poll() is None and not (partial := list((tmp_path / "few_train").glob(".*.partial*"))):
         time.sleep(0.002)
-    os.kill(int(partial[0].name.split(".")[-2]), signal.SIGKILL)
+    os.kill(int(re.search(r"\.(\d+)-\d+\.partial", partial[0].name)[1]), signal.SIGKILL)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 1
     assert error.startswith("error: a worker process was killed")

@@ -421,9 +421,10 @@ def test_no_work_directory(tmp_path):
 
 
 def test_places_that_cannot_be_written(workdir, tmp_path):
+    (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        report(workdir, tmp_path / "none" / "report.html")
-    with pytest.raises(InputError, match="cannot be written"):
+        report(workdir, tmp_path / "file" / "report.html")
+    with pytest.raises(InputError, match="is a folder; --output takes a file"):
         report(workdir, tmp_path)
 
 

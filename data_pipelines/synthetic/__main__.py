@@ -14,7 +14,7 @@ from data_pipelines.synthetic import describe, write, write_dataset
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 1 after printing what the user got wrong."""
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.synthetic", description=__doc__)
-    parser.add_argument("--root", type=pathlib.Path, required=True, help="the folder to write; made if missing")
+    parser.add_argument("--root", required=True, help="the folder to write; made if missing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--coco_train", type=int, default=2400, help="COCO training images")
     parser.add_argument("--coco_val", type=int, default=300, help="COCO validation images")
@@ -26,14 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         summary = write_dataset(root, **(flags | {"image_size": tuple(flags["image_size"])}))
         statistics = {
-            split: {key: round(value, 4) for key, value in describe(root / path).items()}
+            split: {key: round(value, 4) for key, value in describe(pathlib.Path(root, path)).items()}
             for split in ("train", "val")
             for path in [write.COCO_ANNOTATIONS.format(split=split)]
         }
     except InputError as error:
         tell(error)
         return 1
-    print(json.dumps(summary | {"root": str(root), "coco": statistics}, indent=2))
+    print(json.dumps(summary | {"root": root, "coco": statistics}, indent=2))
     return 0
 
 

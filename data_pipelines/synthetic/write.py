@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import tqdm
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
 from data_pipelines.processes import become_worker, starting_workers
@@ -61,6 +62,7 @@ def write_dataset(
     Raises:
       InputError: `root` holds something else, or a parameter is out of range.
     """
+    storage.check_output(root, flag="--root", folder=True)
     root = pathlib.Path(root)
     counts = {"coco_train": coco_train, "coco_val": coco_val, "aic_train": aic_train}
     parameters = {"format": FORMAT, "seed": seed, "image_size": list(image_size), "images": counts}
@@ -70,8 +72,9 @@ def write_dataset(
 
     jobs = [_Job(str(root), seed, split, i, tuple(image_size)) for split, n in counts.items() for i in range(n)]
     results: dict[str, list[Any]] = {split: [] for split in counts}
-    for folder in (COCO_IMAGES.format(split="train"), COCO_IMAGES.format(split="val"), AIC_IMAGES):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+    with storage.write_errors(root):
+        for folder in (COCO_IMAGES.format(split="train"), COCO_IMAGES.format(split="val"), AIC_IMAGES):
+            (root / folder).mkdir(parents=True, exist_ok=True)
     for job, result in zip(jobs, tqdm.tqdm(_map(jobs, processes), "Rendering", len(jobs), unit="image"), strict=True):
         results[job.split].append(result)
 
@@ -174,11 +177,11 @@ def _run(job: _Job) -> Any:
     root = pathlib.Path(job.root)
     if job.split == "aic_train":
         name = hashlib.sha1(f"{job.seed}/{job.index}".encode()).hexdigest()
-        _replace(root / AIC_IMAGES / f"{name}.jpg", jpeg.tobytes())
+        _write_image(root / AIC_IMAGES / f"{name}.jpg", jpeg.tobytes())
         return formats.aic_record(scene, name)
     image_id = _FIRST_ID[job.split] + job.index
     name = f"{image_id:012d}.jpg"
-    _replace(root / COCO_IMAGES.format(split=job.split.removeprefix("coco_")) / name, jpeg.tobytes())
+    _write_image(root / COCO_IMAGES.format(split=job.split.removeprefix("coco_")) / name, jpeg.tobytes())
     image = {"license": 1, "file_name": name, "height": height, "width": width, "id": image_id}
     annotations = formats.coco_annotations(scene, image_id)
     found = formats.detections(rng, annotations, image_id, width, height) if job.split == "coco_val" else []
@@ -189,8 +192,6 @@ def _columns(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
     return [[row[i] for row in rows] for i in range(width)]
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file such that no reader ever sees a part of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def _write_image(path: pathlib.Path, jpeg: bytes) -> None:
+    # Thousands of small files, each of which would wait for the disk; a power cut costs only rendering them again.
+    storage.write(path, jpeg, sync=False)

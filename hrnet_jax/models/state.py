@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from data_pipelines.errors import brief, listed
 
 Arrays = dict[str, Any]
 
@@ -40,11 +43,11 @@ def state_dict(model: nnx.Module) -> tuple[Arrays, Arrays]:
 def fill(model: nnx.Module, arrays: Mapping[str, Any], source: str = "the given arrays") -> None:
     """Sets every parameter and statistic of a model, in place, from arrays by canonical name.
 
-    Raises ValueError with one line that lists all that is missing, unknown or of another shape; nothing is set then.
+    Raises ValueError with one line about what is missing, unknown or of another shape; nothing is set then.
     """
     params, stats = state_dict(model)
     if problems := mismatches(arrays, {**params, **stats}):
-        raise ValueError(f"{source} and the model do not fit in {len(problems)} entries: {'; '.join(problems)}")
+        raise ValueError(f"{source} and the model do not fit in {len(problems)} entries: {listed(problems)}")
     filled = [
         (path, variable.replace(jnp.array(_stacked(name_of(path), arrays))))
         for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
@@ -54,14 +57,15 @@ def fill(model: nnx.Module, arrays: Mapping[str, Any], source: str = "the given 
 
 def mismatches(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
     """Lists all in which arrays by name differ from those that a model has: missing, unknown, of another shape."""
-    problems = [f"missing {name}" for name in shapes if name not in arrays]
-    problems += [f"unknown {name}" for name in arrays if name not in shapes]
-    problems += [
+    missing = [f"missing {name}" for name in shapes if name not in arrays]
+    unknown = [f"unknown {brief(name)}" for name in arrays if name not in shapes]
+    reshaped = [
         f"{name} has shape {tuple(array.shape)}, the model {tuple(shapes[name].shape)}"
         for name, array in arrays.items()
         if name in shapes and tuple(array.shape) != tuple(shapes[name].shape)
     ]
-    return problems
+    # In turn, so that the first few tell of each kind.
+    return [problem for three in itertools.zip_longest(missing, unknown, reshaped) for problem in three if problem]
 
 
 @dataclasses.dataclass(frozen=True)
