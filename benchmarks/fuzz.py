@@ -38,12 +38,13 @@ from data_pipelines.annotations import coco_annotations, load_detections, load_i
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import AIC, COCO
 from eval import coco
-from hrnet_jax import checkpoint, cli
+from hrnet_jax import cli
 from hrnet_jax import config as config_lib
-from hrnet_jax.box_files import read_boxes
-from hrnet_jax.folder import load_folder
-from hrnet_jax.predictor import load
-from hrnet_jax.shots import Source
+from hrnet_jax.inference.boxes import read_boxes
+from hrnet_jax.inference.predictor import load
+from hrnet_jax.inference.sources import Source
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.folder import load_folder
 
 LIMIT_S = 20
 LIMIT_MIB = 2048

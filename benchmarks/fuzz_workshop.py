@@ -13,11 +13,11 @@ import numpy as np
 
 from benchmarks import fuzz_inputs as inputs
 from data_pipelines.synthetic import write_dataset
-from hrnet_jax import checkpoint
 from hrnet_jax import config as config_lib
-from hrnet_jax.folder import load_folder, save_folder
+from hrnet_jax.inference.predictor import Predictor, load
 from hrnet_jax.models import abstract_model, initial_arrays, state_dict
-from hrnet_jax.predictor import Predictor, load
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.folder import load_folder, save_folder
 
 CONFIG = str(pathlib.Path(__file__).resolve().parent.parent / "configs/quickstart.py")
 

@@ -30,11 +30,12 @@ import numpy as np
 import optax
 from etils import epath
 
-from hrnet_jax import checkpoint, metrics
 from hrnet_jax.config import from_json
 from hrnet_jax.mesh import create_mesh
 from hrnet_jax.models import create_model, state_dict
 from hrnet_jax.train import on_mesh, start, to_items
+from hrnet_jax.training import metrics
+from hrnet_jax.weights import checkpoint
 
 EVALUATED = 10  # epochs from one evaluation to the next
 SAVING = "*.orbax-checkpoint-tmp*"
@@ -42,7 +43,7 @@ SAVING = "*.orbax-checkpoint-tmp*"
 # Loads a run's best checkpoint again and again until its input ends, then tells how often.
 _READER = """
 import select, sys
-from hrnet_jax import checkpoint
+from hrnet_jax.weights import checkpoint
 from data_pipelines.errors import InputError
 loads = 0
 while not select.select([sys.stdin], [], [], 0)[0]:

@@ -15,7 +15,7 @@ from configs import coco, common
 from data_pipelines.keypoints import keypoint_set
 from hrnet_jax import aot
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.inference import make_eval_step
+from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from kill_and_resume import Run, differing_bits, final_state
 
-from hrnet_jax.checkpoint import damage
+from hrnet_jax.weights.checkpoint import damage
 
 
 def newest(workdir: pathlib.Path) -> pathlib.Path:

@@ -66,7 +66,7 @@ def ours(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, Any]]
     """Our side: starts a job; returns how it runs, and facts about it."""
     import jax
 
-    from hrnet_jax.inference import to_image
+    from hrnet_jax.inference.steps import to_image
     from hrnet_jax.mesh import shard_batch
 
     if task["job"] == "check":
@@ -114,8 +114,8 @@ def _our_weights(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[st
     import jax
 
     from hrnet_jax.convert import to_torch
-    from hrnet_jax.folder import save_folder
     from hrnet_jax.models import Network, create_model, state_dict
+    from hrnet_jax.weights.folder import save_folder
 
     if task["people"]:
         draw_files(config, task["people"])
@@ -144,7 +144,7 @@ def pytorch(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, An
     import torch
 
     from benchmarks import torch_hrnet
-    from hrnet_jax.inference import to_image
+    from hrnet_jax.inference.steps import to_image
     from hrnet_jax.models import VARIANTS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

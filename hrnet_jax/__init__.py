@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hrnet_jax.inference.predictor import load
     from hrnet_jax.models import create_model
-    from hrnet_jax.predictor import load
 
 __all__ = ["create_model", "load"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return create_model
     if name == "load":
-        from hrnet_jax.predictor import load
+        from hrnet_jax.inference.predictor import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,11 +34,11 @@ from data_pipelines.keypoints import keypoint_set
 from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.hlo import collectives
-from hrnet_jax.inference import make_eval_step
+from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, replicated
 from hrnet_jax.models import Network, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
+from hrnet_jax.tpu.hlo import collectives
 from hrnet_jax.train import learning_rate, make_train_step, start
 
 STEPS = ("train", "eval")

@@ -36,12 +36,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError, brief, listed
-from hrnet_jax import checkpoint, cli, torch_files
+from hrnet_jax import cli
 from hrnet_jax import config as config_lib
-from hrnet_jax.folder import Model, check_free, is_folder, save_folder
 from hrnet_jax.models import VARIANTS, abstract_model, fill, state_dict
-from hrnet_jax.models.state import Arrays, mismatches
-from hrnet_jax.torch_files import Tensors
+from hrnet_jax.models.names import Arrays, mismatches
+from hrnet_jax.weights import checkpoint, torch_files
+from hrnet_jax.weights.folder import Model, check_free, is_folder, save_folder
+from hrnet_jax.weights.torch_files import Tensors
 
 STYLES = ("mmpose", "official")
 

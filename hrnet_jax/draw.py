@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from data_pipelines import storage
 from data_pipelines.annotations import Instances
 from data_pipelines.keypoints import KeypointSet
-from hrnet_jax import metrics as metric_files
+from hrnet_jax.training import metrics as metric_files
 
 # A drawn picture's longest side, in pixels.
 LONGEST = 2048

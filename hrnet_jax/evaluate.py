@@ -29,15 +29,16 @@ from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from data_pipelines.types import Batch
 from eval import coco
-from hrnet_jax import checkpoint, cli, draw
+from hrnet_jax import cli, draw
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.folder import Model
-from hrnet_jax.inference import make_eval_step, to_image
+from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.mesh import create_mesh, gather_hosts, host_part, is_main_host, replicated, shard_batch
 from hrnet_jax.models import Network, abstract_model, unstack
 from hrnet_jax.models.fold import fold
-from hrnet_jax.models.state import Arrays
+from hrnet_jax.models.names import Arrays
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.folder import Model
 
 logger = logging.getLogger(__name__)
 

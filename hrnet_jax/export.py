@@ -36,20 +36,21 @@ from data_pipelines.json_files import json_text
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic.render import Settings, render_scene
 from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
-from hrnet_jax import checkpoint, cli
+from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.folder import MODEL, Model, check_free, new_folder
-from hrnet_jax.inference import make_eval_step
+from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.models import Network, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
-from hrnet_jax.models.state import Arrays
+from hrnet_jax.models.names import Arrays
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.folder import MODEL, Model, check_free, new_folder
 
 FORMAT_VERSION = 1
 PLATFORMS = ("cpu", "cuda", "tpu")
 FOLD, PROGRAM, FACTS = "fold.jaxexport", "program.jaxexport", "program.json"
 
-_EXAMPLE = pathlib.Path(__file__).with_name("export_example.py")
+_EXAMPLE = pathlib.Path(__file__).parent / "inference" / "example.py"
 
 
 class Deviation(NamedTuple):
@@ -82,7 +83,7 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
     """Exports a model.
 
     Args:
-      trained: what `hrnet_jax.checkpoint.load` gives: the moving averages when there are any.
+      trained: what `hrnet_jax.weights.checkpoint.load` gives: the moving averages when there are any.
       output: a folder that does not exist yet or is empty; it appears when all in it was checked.
       dtype: "float32", or "bfloat16" for the program's arithmetic; the stored weights are float32 all the same.
 

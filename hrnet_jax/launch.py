@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from hrnet_jax.gcloud import (
+from hrnet_jax.tpu.gcloud import (
     ANSWER,
     ARCHIVE,
     RUN,

@@ -31,10 +31,11 @@ from ml_collections import ConfigDict
 from data_pipelines import storage
 from data_pipelines.errors import InputError, printable, utf8
 from data_pipelines.keypoints import KeypointSet, keypoint_set
-from hrnet_jax import checkpoint, cli, draw
-from hrnet_jax.box_files import BoxFile, read_boxes
-from hrnet_jax.predictor import Person, Predictor, Prepared, config_errors
-from hrnet_jax.shots import Pixels, Shot, Source
+from hrnet_jax import cli, draw
+from hrnet_jax.inference.boxes import BoxFile, read_boxes
+from hrnet_jax.inference.predictor import Person, Predictor, Prepared, config_errors
+from hrnet_jax.inference.sources import Pixels, Shot, Source
+from hrnet_jax.weights import checkpoint
 
 FORMAT_VERSION = 1
 

@@ -23,12 +23,13 @@ from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json
 from eval.coco import METRICS
-from hrnet_jax import checkpoint, cli
+from hrnet_jax import cli
 from hrnet_jax import config as config_lib
-from hrnet_jax import metrics as metric_files
-from hrnet_jax import record as record_lib
-from hrnet_jax.report_errors import EXPLANATION, mistakes
-from hrnet_jax.report_page import Html, chart, note, page, table, tag
+from hrnet_jax.reporting.mistakes import EXPLANATION, mistakes
+from hrnet_jax.reporting.page import Html, chart, note, page, table, tag
+from hrnet_jax.training import metrics as metric_files
+from hrnet_jax.training import record as record_lib
+from hrnet_jax.weights import checkpoint
 
 _SUMMED = ("loss", "learning_rate", "gradient_norm")
 # Folders of a work directory in which no evaluation is looked for, and how deep it is.

@@ -29,21 +29,22 @@ from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData, iterate
 from eval import coco
-from hrnet_jax import cli, compilation, draw, metrics
+from hrnet_jax import cli, draw
 from hrnet_jax import config as config_lib
-from hrnet_jax.checkpoint import Checkpoints, check_name, steps
 from hrnet_jax.codecs import Codec, create_codec
 from hrnet_jax.convert import initial_model, with_backbone
 from hrnet_jax.evaluate import Evaluator, write
-from hrnet_jax.folder import Model, is_folder
-from hrnet_jax.inference import normalise
-from hrnet_jax.lease import Lease
+from hrnet_jax.inference.steps import normalise
 from hrnet_jax.mesh import create_mesh, from_main_host, is_main_host, replicated, shard_batch, split_evenly
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
-from hrnet_jax.models.state import Arrays
-from hrnet_jax.progress import Profiler, StepLog
-from hrnet_jax.record import RunRecord, describe_devices
-from hrnet_jax.signals import StopRequest
+from hrnet_jax.models.names import Arrays
+from hrnet_jax.training import compilation, metrics
+from hrnet_jax.training.lease import Lease
+from hrnet_jax.training.record import RunRecord, describe_devices
+from hrnet_jax.training.step_log import Profiler, StepLog
+from hrnet_jax.training.stopping import StopRequest
+from hrnet_jax.weights.checkpoint import Checkpoints, check_name, steps
+from hrnet_jax.weights.folder import Model, is_folder
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from data_pipelines.errors import InputError
 from hrnet_jax import aot
 from hrnet_jax.config import load_config
-from hrnet_jax.hlo import Collectives, collectives
 from hrnet_jax.mesh import create_mesh, replicated
+from hrnet_jax.tpu.hlo import Collectives, collectives
 from tests.helpers import REPOSITORY, run
 
 try:
@@ -83,7 +83,7 @@ def test_a_program_without_communication_has_none():
 FOUR_DEVICES = """
 import jax, jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from hrnet_jax.hlo import collectives
+from hrnet_jax.tpu.hlo import collectives
 jax.config.update("jax_num_cpu_devices", 4)
 mesh = jax.make_mesh((2, 2), ("rows", "columns"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 split = PartitionSpec("rows", "columns")

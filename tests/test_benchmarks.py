@@ -37,7 +37,7 @@ def both(torch, config, tmp_path_factory):
     from safetensors.torch import load_file
 
     from benchmarks import torch_hrnet
-    from hrnet_jax.folder import save_folder
+    from hrnet_jax.weights.folder import save_folder
 
     model, rng = create_model(config.model), np.random.default_rng(0)
     params, stats = (
@@ -65,7 +65,7 @@ def close(ours, theirs, tolerance):
 def test_the_torch_model_equals_ours(both, torch, config):
     network, params, stats, theirs = both
     from benchmarks import torch_hrnet
-    from hrnet_jax.inference import normalise
+    from hrnet_jax.inference.steps import normalise
 
     crops = images(config)
     ours, _ = network(params, stats, normalise(jnp.asarray(crops)), train=False)
@@ -87,7 +87,7 @@ def copy_of(model, torch):
 
 def test_the_torch_training_step_has_our_loss_and_gradients(both, torch, config):
     from benchmarks import torch_hrnet
-    from hrnet_jax.inference import normalise
+    from hrnet_jax.inference.steps import normalise
 
     network, params, stats, theirs = both
     theirs = copy_of(theirs, torch)
@@ -113,7 +113,7 @@ def test_the_torch_training_step_has_our_loss_and_gradients(both, torch, config)
 def test_torch_predicts_our_keypoints(both, torch, config):
     from benchmarks import torch_hrnet
     from data_pipelines.keypoints import COCO
-    from hrnet_jax.inference import make_eval_step
+    from hrnet_jax.inference.steps import make_eval_step
 
     network, params, stats, theirs = both
     crops = images(config, 8)

@@ -9,10 +9,11 @@ import jax
 import pytest
 
 from data_pipelines.errors import InputError
-from hrnet_jax import checkpoint, cli
+from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.config import check, check_devices, check_keys, differences, load_config, to_json
 from hrnet_jax.schema import KEYS
+from hrnet_jax.weights import checkpoint
 from tests.helpers import REPOSITORY
 
 NUMBERS = [pattern for pattern, key in KEYS.items() if key.kind in (int, float)]

@@ -14,10 +14,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_pipelines.errors import InputError
-from hrnet_jax import checkpoint, convert, torch_files
+from hrnet_jax import convert
 from hrnet_jax.config import load_config, to_json
-from hrnet_jax.folder import FORMAT_VERSION, load_folder
 from hrnet_jax.models import create_model, state_dict
+from hrnet_jax.weights import checkpoint, torch_files
+from hrnet_jax.weights.folder import FORMAT_VERSION, load_folder
 from tests.helpers import REPOSITORY
 
 TINY = {"variant": "tiny", "keypoints": "coco"}

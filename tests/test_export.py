@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hrnet_jax.inference.steps.example import Model
 from safetensors.numpy import load_file, save_file
 
 from configs import common
@@ -19,18 +20,18 @@ from data_pipelines.images import read_image
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic import write_dataset
 from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
-from hrnet_jax import checkpoint, cli
+from hrnet_jax import cli
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
 from hrnet_jax.export import FACTS, TOLERANCE, deviation, export
-from hrnet_jax.export_example import Model
-from hrnet_jax.folder import Model as StoredModel
-from hrnet_jax.folder import load_folder
-from hrnet_jax.inference import make_eval_step, to_image
+from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict
 from hrnet_jax.models.fold import fold
-from hrnet_jax.models.state import mismatches
+from hrnet_jax.models.names import mismatches
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.folder import Model as StoredModel
+from hrnet_jax.weights.folder import load_folder
 from tests.helpers import REPOSITORY, run
 
 # Refuses what an exported folder must do without; a finder of its own, ahead of all others.

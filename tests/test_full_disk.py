@@ -23,13 +23,14 @@ from data_pipelines.keypoints import COCO
 from data_pipelines.synthetic import __main__ as synthetic
 from data_pipelines.synthetic import write_dataset
 from eval import coco
-from hrnet_jax import aot, checkpoint, convert, evaluate, export, predict, report
+from hrnet_jax import aot, convert, evaluate, export, predict, report
 from hrnet_jax.config import load_config
-from hrnet_jax.folder import save_folder
+from hrnet_jax.inference.predictor import load
+from hrnet_jax.inference.sources import Source
 from hrnet_jax.mesh import create_mesh
 from hrnet_jax.models import abstract_model, initial_arrays, state_dict
-from hrnet_jax.predictor import load
-from hrnet_jax.shots import Source
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.folder import save_folder
 from tests.helpers import REPOSITORY
 
 ANNOTATIONS = "coco/annotations/person_keypoints_val2017.json"

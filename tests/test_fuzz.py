@@ -12,9 +12,9 @@ from data_pipelines.annotations import load_detections, load_instances
 from data_pipelines.errors import InputError, brief
 from data_pipelines.keypoints import AIC, COCO
 from eval import coco
-from hrnet_jax import checkpoint
 from hrnet_jax import config as config_lib
-from hrnet_jax.box_files import read_boxes
+from hrnet_jax.inference.boxes import read_boxes
+from hrnet_jax.weights import checkpoint
 
 CASES = {
     **{fuzz.image: 15, fuzz.boxes: 15, fuzz.box_file: 15, fuzz.shots: 5, fuzz.annotation_file: 20, fuzz.results: 15},

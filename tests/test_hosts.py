@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from hrnet_jax import metrics
+from hrnet_jax.training import metrics
 from tests.helpers import REPOSITORY, run
 
 

@@ -16,9 +16,9 @@ from data_pipelines.instances import read_index, write_index
 from data_pipelines.json_files import read_json, stream_json
 from data_pipelines.keypoints import COCO, COCO_AIC, KeypointMapping
 from eval.records import read_json as eval_read_json
-from hrnet_jax.box_files import read_boxes
 from hrnet_jax.config import from_json
-from hrnet_jax.torch_files import read as read_tensors
+from hrnet_jax.inference.boxes import read_boxes
+from hrnet_jax.weights.torch_files import read as read_tensors
 
 COLUMNS = ("files", "file_index", "image_id", "instance_id", "bbox", "keypoints", "box_score")
 

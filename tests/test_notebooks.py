@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.keypoints import COCO
-from hrnet_jax import checkpoint
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.inference import make_eval_step
+from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.models import Network, abstract_model
+from hrnet_jax.weights import checkpoint
 from tests.helpers import REPOSITORY
 
 NOTEBOOKS = REPOSITORY / "notebooks"

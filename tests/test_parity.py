@@ -18,7 +18,7 @@ from data_pipelines.images import read_image
 from data_pipelines.keypoints import COCO
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.convert import load_torch_state_dict
-from hrnet_jax.inference import MEAN, STD, make_eval_step, normalise, to_image
+from hrnet_jax.inference.steps import MEAN, STD, make_eval_step, normalise, to_image
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
 from hrnet_jax.train import learning_rate, make_train_step, start

@@ -17,16 +17,17 @@ from data_pipelines.images import read_image
 from data_pipelines.keypoints import AIC, COCO
 from data_pipelines.synthetic import write_dataset
 from eval.coco import METRICS
-from hrnet_jax import checkpoint, draw
-from hrnet_jax.box_files import read_boxes
+from hrnet_jax import draw
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import Evaluator, evaluate
-from hrnet_jax.folder import save_folder
+from hrnet_jax.inference.boxes import read_boxes
+from hrnet_jax.inference.predictor import Predictor, load
+from hrnet_jax.inference.sources import Source
 from hrnet_jax.mesh import create_mesh
 from hrnet_jax.models import abstract_model, initial_arrays, state_dict
 from hrnet_jax.predict import Look, predict
-from hrnet_jax.predictor import Predictor, load
-from hrnet_jax.shots import Source
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.folder import save_folder
 from tests.helpers import REPOSITORY, run
 
 ANNOTATIONS = "coco/annotations/person_keypoints_val2017.json"

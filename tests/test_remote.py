@@ -14,8 +14,9 @@ import pytest
 
 from data_pipelines import storage
 from data_pipelines.errors import InputError
-from hrnet_jax import checkpoint, metrics
 from hrnet_jax.train import train
+from hrnet_jax.training import metrics
+from hrnet_jax.weights import checkpoint
 from tests import gcs_server
 from tests.helpers import REPOSITORY, local_config, run
 

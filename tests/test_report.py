@@ -21,11 +21,12 @@ from data_pipelines.keypoints import COCO
 from data_pipelines.synthetic import write_dataset
 from eval.breakdown import diagnose
 from eval.coco import evaluate_results
-from hrnet_jax import report_errors, report_page
 from hrnet_jax.config import load_config, to_json
-from hrnet_jax.metrics import MetricWriter
-from hrnet_jax.progress import StepLog
 from hrnet_jax.report import _with_workdir_named, build, report, stored_config
+from hrnet_jax.reporting import mistakes as report_errors
+from hrnet_jax.reporting import page as report_page
+from hrnet_jax.training.metrics import MetricWriter
+from hrnet_jax.training.step_log import StepLog
 from tests.helpers import REPOSITORY, run
 
 EVIL = '<script>alert("1")</script>'

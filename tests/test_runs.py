@@ -19,11 +19,13 @@ import pytest
 from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json, write_json
-from hrnet_jax import checkpoint, convert, lease, metrics, record
-from hrnet_jax.checkpoint import Checkpoints, best_step
+from hrnet_jax import convert
 from hrnet_jax.config import from_json
-from hrnet_jax.lease import Lease
 from hrnet_jax.train import train
+from hrnet_jax.training import lease, metrics, record
+from hrnet_jax.training.lease import Lease
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.checkpoint import Checkpoints, best_step
 from tests.helpers import REPOSITORY, local_config, run
 
 
@@ -86,7 +88,7 @@ def test_readers_change_nothing(workdir, tmp_path):
 
 def test_readers_work_where_they_may_not_write(workdir):
     modes = [(path, path.stat().st_mode) for path in [workdir, *workdir.rglob("*")]]
-    code = "import sys; from hrnet_jax import checkpoint; print(checkpoint.load(sys.argv[1]).origin)"
+    code = "import sys; from hrnet_jax.weights import checkpoint; print(checkpoint.load(sys.argv[1]).origin)"
     try:
         for path, _ in modes:
             path.chmod(0o555 if path.is_dir() else 0o444)
@@ -201,7 +203,7 @@ def test_a_second_training_is_refused_and_the_first_goes_on(shared, tmp_path):
 def held_by_another_process(folder):
     """A process that holds a folder's lease until its input ends."""
     code = (
-        "import sys\nfrom hrnet_jax.lease import Lease\n"
+        "import sys\nfrom hrnet_jax.training.lease import Lease\n"
         "with Lease(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     process = subprocess.Popen(

@@ -6,12 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from hrnet_jax import checkpoint, metrics
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.models import VARIANTS, Network, Variant, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.convolution import conv_general_dilated
 from hrnet_jax.train import make_train_step, start, train
+from hrnet_jax.training import metrics
+from hrnet_jax.weights import checkpoint
 from tests.helpers import REPOSITORY
 
 # Two equal blocks a branch, two equal modules in stage 3; stage 1 has two equal bottlenecks after another first one.

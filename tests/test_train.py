@@ -17,14 +17,11 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData
-from hrnet_jax import checkpoint, cli, metrics
-from hrnet_jax.checkpoint import Checkpoints
+from hrnet_jax import cli
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import check_devices, differences, load_config, to_json
-from hrnet_jax.folder import save_folder
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, create_model, state_dict
-from hrnet_jax.signals import StopRequest
 from hrnet_jax.train import (
     check_experiment,
     from_items,
@@ -35,6 +32,11 @@ from hrnet_jax.train import (
     to_items,
     train,
 )
+from hrnet_jax.training import metrics
+from hrnet_jax.training.stopping import StopRequest
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.checkpoint import Checkpoints
+from hrnet_jax.weights.folder import save_folder
 from tests.helpers import REPOSITORY, local_config, run
 
 FIELDS = ("image", "keypoints", "visible", "source")
@@ -160,7 +162,7 @@ def test_a_second_signal_ends_the_process_even_while_native_code_runs():
     """As a step that compiles: minutes in which Python itself calls no handler."""
     program = (
         "import hashlib\n"
-        "from hrnet_jax.signals import StopRequest\n"
+        "from hrnet_jax.training.stopping import StopRequest\n"
         "with StopRequest():\n"
         "    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2_000_000_000)\n"

@@ -14,7 +14,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.types import Config
 from hrnet_jax.models.hrnet import VARIANTS, HRNet, Variant
-from hrnet_jax.models.state import Network, fill, state_dict, unstack
+from hrnet_jax.models.names import Network, fill, state_dict, unstack
 
 __all__ = ["VARIANTS", "HRNet", "Network", "Variant", "create_model", "fill", "initial_arrays", "state_dict", "unstack"]
 

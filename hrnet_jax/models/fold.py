@@ -15,7 +15,7 @@ import jax
 from jaxtyping import Array
 
 from hrnet_jax.models.batch_norm import EPSILON
-from hrnet_jax.models.state import Arrays
+from hrnet_jax.models.names import Arrays
 
 _MEAN = ".running_mean"
 # A BatchNorm stands right after its convolution: bn2 after conv2 in blocks, 1 after 0 in the reference's Sequentials.

@@ -8,7 +8,7 @@
 
 Branch b runs at 1/2^b of the first branch's resolution with 2^b times its width; every ╳ exchanges information
 between all branches. Structure, order of additions and attribute names are those of the official and the MMPose
-implementation, so that a parameter's path here is its name there (`hrnet_jax.models.state`).
+implementation, so that a parameter's path here is its name there (`hrnet_jax.models.names`).
 """
 
 from __future__ import annotations

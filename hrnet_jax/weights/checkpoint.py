@@ -4,7 +4,7 @@
     workdir/checkpoints/STEP/      the newest few and the best: params, stats, optimizer, ema if any (Orbax),
                                    meta (JSON), metrics.json where it was evaluated
 
-Arrays have MMPose's names (`hrnet_jax.models.state`). Only `Checkpoints`, the trainer's, writes; `load` and all that it
+Arrays have MMPose's names (`hrnet_jax.models.names`). Only `Checkpoints`, the trainer's, writes; `load` and all that it
 calls read, and neither delete nor lock anything, so that a run can be read while it trains.
 """
 
@@ -28,9 +28,9 @@ from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json, write_json
 from hrnet_jax import config as config_lib
-from hrnet_jax.folder import Model, is_folder, load_folder
 from hrnet_jax.mesh import from_main_host
 from hrnet_jax.models import abstract_model, state_dict
+from hrnet_jax.weights.folder import Model, is_folder, load_folder
 
 FORMAT_VERSION = 3
 FOLDER = "checkpoints"
@@ -55,7 +55,7 @@ class Checkpoints:
 
     A checkpoint appears whole or not at all, with a digest of each of its files. The newest `keep` are kept, and the
     best by `metric` (see `best_step`). Close it, or use it as a context. There may be one for a folder at a time
-    (`hrnet_jax.lease`), since it deletes what a killed one left unfinished.
+    (`hrnet_jax.training.lease`), since it deletes what a killed one left unfinished.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int, metric: str = "AP"):

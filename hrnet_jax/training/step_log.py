@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.types import Batch
-from hrnet_jax import cli, compilation
+from hrnet_jax import cli
+from hrnet_jax.training import compilation
 
 logger = logging.getLogger(__name__)
 

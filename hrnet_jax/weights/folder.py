@@ -1,7 +1,7 @@
 """Converted folders: a model without its training.
 
     FOLDER/config.json          the config it was trained with
-    FOLDER/model.safetensors    one float32 array a name (`hrnet_jax.models.state`), kernels [height, width, in, out]
+    FOLDER/model.safetensors    one float32 array a name (`hrnet_jax.models.names`), kernels [height, width, in, out]
 
 The int64 scalars `*.num_batches_tracked` of PyTorch's BatchNorm, which nothing here reads, are kept so that the way
 back is exact. A folder without `head.*` holds a backbone alone: it can initialise training (`config.init`).
@@ -26,7 +26,7 @@ from data_pipelines import storage
 from data_pipelines.errors import InputError
 from hrnet_jax import config as config_lib
 from hrnet_jax.models import abstract_model, state_dict
-from hrnet_jax.models.state import mismatches
+from hrnet_jax.models.names import mismatches
 
 FORMAT_VERSION = 1
 MODEL = "model.safetensors"

@@ -27,13 +27,13 @@ from data_pipelines.errors import InputError
 from data_pipelines.images import MAX_MEGAPIXELS, read_image
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.transforms import View
-from hrnet_jax import checkpoint
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.folder import Model
-from hrnet_jax.inference import make_eval_step, make_heatmap_step, to_image
+from hrnet_jax.inference.steps import make_eval_step, make_heatmap_step, to_image
 from hrnet_jax.models import Network, abstract_model
 from hrnet_jax.models.fold import fold
+from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights.folder import Model
 
 BATCH_SIZE = 16
 

@@ -22,7 +22,7 @@ from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from eval.breakdown import KINDS, MATCH, Breakdown, diagnose
 from hrnet_jax.draw import skeleton
-from hrnet_jax.report_page import Html, bar, legend, note, picture, table, tag
+from hrnet_jax.reporting.page import Html, bar, legend, note, picture, table, tag
 
 _DRAWN = 12  # people
 _TILE = (280, 210)  # height and width in pixels

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Real
 
 from hrnet_jax.codecs import Codec
 from hrnet_jax.models import Network
-from hrnet_jax.models.state import Arrays
+from hrnet_jax.models.names import Arrays
 
 # ImageNet's mean and standard deviation on the 0..255 scale, RGB.
 MEAN = (123.675, 116.28, 103.53)

@@ -1,0 +1,1 @@
+"""From images and boxes to keypoints: compiled steps, the predictor, what it reads."""

@@ -1,0 +1,1 @@
+"""What talks to Google Cloud and to the TPU's compiler."""
