@@ -30,7 +30,7 @@ from jax.experimental.serialize_executable import serialize
 from configs import coco
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models import Network, create_model, state_dict
-from hrnet_jax.train import make_train_step, start
+from hrnet_jax.training.step import make_train_step, start
 
 FORMS = {"plain": False, "scan": True}
 

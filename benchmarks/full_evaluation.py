@@ -66,7 +66,7 @@ def write_files(root: pathlib.Path) -> None:
 def evaluate(root: pathlib.Path, output: pathlib.Path) -> dict[str, float]:
     """Evaluates in this process; writes keypoints.json."""
     from eval import coco as coco_eval
-    from hrnet_jax.evaluate import Evaluator
+    from hrnet_jax.inference.evaluator import Evaluator
     from hrnet_jax.mesh import create_mesh, is_main_host
     from hrnet_jax.models import create_model, state_dict
 

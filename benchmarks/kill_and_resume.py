@@ -31,10 +31,10 @@ import optax
 from etils import epath
 
 from hrnet_jax.config import from_json
-from hrnet_jax.mesh import create_mesh
+from hrnet_jax.mesh import create_mesh, on_mesh
 from hrnet_jax.models import create_model, state_dict
-from hrnet_jax.train import on_mesh, start, to_items
 from hrnet_jax.training import metrics
+from hrnet_jax.training.step import start, to_items
 from hrnet_jax.weights import checkpoint
 
 EVALUATED = 10  # epochs from one evaluation to the next

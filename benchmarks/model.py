@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from benchmarks.steps import Step, experiment, random_batch
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models import Network, create_model, state_dict
-from hrnet_jax.train import make_train_step, start
+from hrnet_jax.training.step import make_train_step, start
 
 # How far bfloat16 may be from float32: relative L2 distance of all gradients together, the smallest cosine of one
 # kernel's gradients, relative distance of the losses. A convolution that computes something else is far outside.

@@ -19,7 +19,7 @@ from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
-from hrnet_jax.train import learning_rate, start
+from hrnet_jax.training.step import learning_rate, start
 
 
 def experiment(

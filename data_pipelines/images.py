@@ -143,6 +143,11 @@ def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) 
     return decode_image(data, path, max_megapixels)
 
 
+def read_rgb(path: str | os.PathLike, max_megapixels: float) -> Pixels:
+    """Reads an image file as RGB; raises InputError as `read_image`."""
+    return cv2.cvtColor(read_image(path, max_megapixels), cv2.COLOR_BGR2RGB)
+
+
 def decode_image(data: bytes, name: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
     """Decodes an image file's bytes to BGR; `name` is for messages. Raises InputError as `read_image`."""
     # libjpeg fills what is missing of a truncated file with grey and only prints a warning. The end marker cannot

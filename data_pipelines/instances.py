@@ -47,12 +47,12 @@ class Instances:
     name: str
     images: ImageSource
     files: np.ndarray
-    file_index: Int[np.ndarray, "n"]
-    image_id: Int[np.ndarray, "n"]
-    instance_id: Int[np.ndarray, "n"]
+    file_index: Int[np.ndarray, " n"]
+    image_id: Int[np.ndarray, " n"]
+    instance_id: Int[np.ndarray, " n"]
     bbox: Float[np.ndarray, "n 4"]
     keypoints: Float[np.ndarray, "n keypoints 3"]
-    box_score: Float[np.ndarray, "n"]
+    box_score: Float[np.ndarray, " n"]
     detected: bool = False
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     mapping: KeypointMapping | None = None

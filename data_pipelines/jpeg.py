@@ -170,7 +170,7 @@ def _cover(start: int, stop: int, pixels: int, cell: int) -> tuple[int, int]:
     return max(first - _MARGIN, 0) // cell, min(last + _MARGIN, pixels - 1) // cell + 1
 
 
-def _marker_codes(count: int) -> UInt8[np.ndarray, "count"]:
+def _marker_codes(count: int) -> UInt8[np.ndarray, " count"]:
     """The second bytes of the markers behind that many cells: RST0 to RST7 in turn, at last the end of the image."""
     codes = (np.arange(count) & 7 | 0xD0).astype(np.uint8)
     codes[-1] = 0xD9

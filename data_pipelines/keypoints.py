@@ -72,7 +72,7 @@ class KeypointSet:
         return self.names.index(name)
 
     @functools.cached_property
-    def flip_indices(self) -> Int[np.ndarray, "keypoints"]:
+    def flip_indices(self) -> Int[np.ndarray, " keypoints"]:
         """For each keypoint, the one it becomes in a mirrored image."""
         indices = np.arange(len(self))
         for a, b in self.flip_pairs:

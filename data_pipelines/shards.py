@@ -38,7 +38,7 @@ class SourceImage:
     file: str
     image_id: int
     size: tuple[int, int] | None
-    ids: Int[np.ndarray, "n"]
+    ids: Int[np.ndarray, " n"]
     boxes: Float[np.ndarray, "n 4"]
     keypoints: Float[np.ndarray, "n keypoints 3"]
 

@@ -77,7 +77,7 @@ def view_of_points(points: Float[np.ndarray, "k 2"]) -> View:
 
 
 def half_body_views(
-    keypoints: Float[np.ndarray, "k 2"], visible: Float[np.ndarray, "k"], keypoint_set: KeypointSet
+    keypoints: Float[np.ndarray, "k 2"], visible: Float[np.ndarray, " k"], keypoint_set: KeypointSet
 ) -> tuple[View | None, View | None]:
     """Views of the labelled upper and lower body; None where there are too few points (2 upper, 3 lower)."""
 
@@ -93,7 +93,7 @@ def random_half_body(
     rng: np.random.Generator,
     view: View,
     keypoints: Float[np.ndarray, "k 2"],
-    visible: Float[np.ndarray, "k"],
+    visible: Float[np.ndarray, " k"],
     keypoint_set: KeypointSet,
     probability: float,
 ) -> View:

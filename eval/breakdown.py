@@ -58,14 +58,14 @@ class Breakdown:
     """
 
     joints: KeypointSet
-    image_ids: Int[np.ndarray, "p"]
+    image_ids: Int[np.ndarray, " p"]
     boxes: Float[np.ndarray, "p 4"]
     truth: Float[np.ndarray, "p k 3"]
-    detections: Int[np.ndarray, "p"]
-    oks: Float[np.ndarray, "p"]
+    detections: Int[np.ndarray, " p"]
+    oks: Float[np.ndarray, " p"]
     matched: np.ndarray
     found: Float[np.ndarray, "p k 2"]
-    scores: Float[np.ndarray, "p"]
+    scores: Float[np.ndarray, " p"]
     similarity: Float[np.ndarray, "p k"]
     distance: Float[np.ndarray, "p k"]
     kinds: Int[np.ndarray, "p k"]
@@ -135,10 +135,10 @@ def diagnose(
 class _People:
     """Everybody annotated, in columns."""
 
-    image_ids: Int[np.ndarray, "n"]
-    category_ids: Int[np.ndarray, "n"]
+    image_ids: Int[np.ndarray, " n"]
+    category_ids: Int[np.ndarray, " n"]
     boxes: Float[np.ndarray, "n 4"]
-    areas: Float[np.ndarray, "n"]
+    areas: Float[np.ndarray, " n"]
     keypoints: Float[np.ndarray, "n k 3"]
     counted: np.ndarray  # has labelled keypoints and is no crowd
 
@@ -157,7 +157,7 @@ class _People:
             counted=(keypoints[..., 2] > 0).any(axis=1) & (column("iscrowd") == 0),
         )
 
-    def groups(self) -> dict[tuple[int, int], Int[np.ndarray, "m"]]:
+    def groups(self) -> dict[tuple[int, int], Int[np.ndarray, " m"]]:
         return _groups(self.image_ids, self.category_ids)
 
 
@@ -165,8 +165,8 @@ class _People:
 class _Answers:
     """What is known of each person, to be filled in."""
 
-    detections: Int[np.ndarray, "n"]
-    oks: Float[np.ndarray, "n"]
+    detections: Int[np.ndarray, " n"]
+    oks: Float[np.ndarray, " n"]
     similarity: Float[np.ndarray, "n k"]
     distance: Float[np.ndarray, "n k"]
     kinds: Int[np.ndarray, "n k"]
@@ -180,9 +180,9 @@ class _Answers:
 
 def _answer(
     answers: _Answers,
-    rows: Int[np.ndarray, "d"],
+    rows: Int[np.ndarray, " d"],
     detections: Detections,
-    columns: Int[np.ndarray, "n"],
+    columns: Int[np.ndarray, " n"],
     people: _People,
     joints: KeypointSet,
 ) -> int:
@@ -212,7 +212,7 @@ def _answer(
     return int((answers.oks[columns] >= MATCH).sum())
 
 
-def _match(oks: Float[np.ndarray, "d n"]) -> Int[np.ndarray, "n"]:
+def _match(oks: Float[np.ndarray, "d n"]) -> Int[np.ndarray, " n"]:
     """For each of n people a detection that matches, else a free one that is near, else -1; the best scores first."""
     chosen = np.full(oks.shape[1], -1)
     for least in (MATCH, _NEAR):
@@ -224,7 +224,7 @@ def _match(oks: Float[np.ndarray, "d n"]) -> Int[np.ndarray, "n"]:
     return chosen
 
 
-def _kinds(similarity: Float[np.ndarray, "n 2 k"], person: int) -> Int[np.ndarray, "k"]:
+def _kinds(similarity: Float[np.ndarray, "n 2 k"], person: int) -> Int[np.ndarray, " k"]:
     """The kinds of one detection's keypoints, by their similarity to both sides of everybody; -1 where unlabelled."""
     candidates = np.stack([*similarity[person], similarity.max(axis=(0, 1))])
     best = candidates.max(axis=0)
@@ -233,7 +233,7 @@ def _kinds(similarity: Float[np.ndarray, "n 2 k"], person: int) -> Int[np.ndarra
     return np.where(best < JITTER, _MISS, np.choose(place, [own, _INVERSION, _SWAP]))
 
 
-def _groups(*keys: Int[np.ndarray, "n"]) -> dict[tuple[int, int], Int[np.ndarray, "m"]]:
+def _groups(*keys: Int[np.ndarray, " n"]) -> dict[tuple[int, int], Int[np.ndarray, " m"]]:
     """Positions by their keys, each group in order."""
     if not len(keys[0]):
         return {}
@@ -242,7 +242,7 @@ def _groups(*keys: Int[np.ndarray, "n"]) -> dict[tuple[int, int], Int[np.ndarray
     return {tuple(int(key[group[0]]) for key in keys): group for group in np.split(order, edges)}  # type: ignore[misc]
 
 
-def _where_known(values: np.ndarray, rows: Int[np.ndarray, "p"], known: np.ndarray) -> np.ndarray:
+def _where_known(values: np.ndarray, rows: Int[np.ndarray, " p"], known: np.ndarray) -> np.ndarray:
     result = np.full((len(rows), *values.shape[1:]), np.nan)
     result[known] = values[rows[known]]
     return result

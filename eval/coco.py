@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _select(
     table: Predictions, joints: KeypointSet, nms: str, nms_threshold: float, score_mode: str, keypoint_threshold: float
-) -> tuple[Int[np.ndarray, "kept"], Float[np.ndarray, "kept"]]:
+) -> tuple[Int[np.ndarray, " kept"], Float[np.ndarray, " kept"]]:
     """Positions of the predictions that stay, and their scores.
 
     They are grouped by image and category and sorted by id before the suppression, so that what stays does not

@@ -18,12 +18,12 @@ _BLOCK_ELEMENTS = 2**17
 
 
 def instance_scores(
-    box_scores: Float[np.ndarray, "n"],
+    box_scores: Float[np.ndarray, " n"],
     keypoint_scores: Float[np.ndarray, "n k"],
     *,
     mode: str = "bbox_keypoint",
     keypoint_threshold: float = 0.2,
-) -> Float[np.ndarray, "n"]:
+) -> Float[np.ndarray, " n"]:
     """Returns one score for each of n detections.
 
     Args:
@@ -52,13 +52,13 @@ def instance_scores(
 
 def suppress(
     keypoints: Float[np.ndarray, "n k 2"],
-    scores: Float[np.ndarray, "n"],
-    areas: Float[np.ndarray, "n"],
-    sigmas: Float[np.ndarray, "k"],
+    scores: Float[np.ndarray, " n"],
+    areas: Float[np.ndarray, " n"],
+    sigmas: Float[np.ndarray, " k"],
     *,
     mode: str = "oks_nms",
     threshold: float = 0.9,
-) -> Int[np.ndarray, "kept"]:
+) -> Int[np.ndarray, " kept"]:
     """Removes duplicates among the n detections of one image.
 
     Args:
@@ -86,11 +86,11 @@ def suppress(
 
 def oks_nms(
     keypoints: Float[np.ndarray, "n k 2"],
-    scores: Float[np.ndarray, "n"],
-    areas: Float[np.ndarray, "n"],
-    sigmas: Float[np.ndarray, "k"],
+    scores: Float[np.ndarray, " n"],
+    areas: Float[np.ndarray, " n"],
+    sigmas: Float[np.ndarray, " k"],
     threshold: float,
-) -> Int[np.ndarray, "kept"]:
+) -> Int[np.ndarray, " kept"]:
     """Greedy suppression: the best detection stays and removes those whose OKS with it is above the threshold."""
     order = _descending(scores)
     duplicates = oks_matrix(keypoints[order], areas[order], sigmas) > threshold
@@ -105,12 +105,12 @@ def oks_nms(
 
 def soft_oks_nms(
     keypoints: Float[np.ndarray, "n k 2"],
-    scores: Float[np.ndarray, "n"],
-    areas: Float[np.ndarray, "n"],
-    sigmas: Float[np.ndarray, "k"],
+    scores: Float[np.ndarray, " n"],
+    areas: Float[np.ndarray, " n"],
+    sigmas: Float[np.ndarray, " k"],
     threshold: float,
     max_kept: int = 20,
-) -> Int[np.ndarray, "kept"]:
+) -> Int[np.ndarray, " kept"]:
     """Gaussian soft suppression: the best detection stays and lowers the others' scores by exp(-OKS^2 / threshold).
 
     The lowered scores decide the order and which `max_kept` stay; the reference does not report them, so the
@@ -130,7 +130,7 @@ def soft_oks_nms(
 
 
 def oks_matrix(
-    keypoints: Float[np.ndarray, "n k 2"], areas: Float[np.ndarray, "n"], sigmas: Float[np.ndarray, "k"]
+    keypoints: Float[np.ndarray, "n k 2"], areas: Float[np.ndarray, " n"], sigmas: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, "n n"]:
     """Returns the OKS of every pair of n detections, from 0 to 1."""
     count = len(keypoints)
@@ -149,5 +149,5 @@ def oks_matrix(
     return oks
 
 
-def _descending(scores: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+def _descending(scores: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     return np.argsort(scores, kind="stable")[::-1]

@@ -26,11 +26,11 @@ Where = Callable[[int], str]  # what an error calls the record at a position
 class Detections:
     """n scored detections."""
 
-    image_ids: Int[np.ndarray, "n"]
-    category_ids: Int[np.ndarray, "n"]
+    image_ids: Int[np.ndarray, " n"]
+    category_ids: Int[np.ndarray, " n"]
     keypoints: Float[np.ndarray, "n k 2"]
-    scores: Float[np.ndarray, "n"]
-    box_areas: Float[np.ndarray, "n"]  # NaN where the box is not known
+    scores: Float[np.ndarray, " n"]
+    box_areas: Float[np.ndarray, " n"]  # NaN where the box is not known
     where: Where
 
     @classmethod
@@ -80,13 +80,13 @@ class Detections:
 class Predictions:
     """n predictions as a model makes them, one a box."""
 
-    ids: Int[np.ndarray, "n"]
-    image_ids: Int[np.ndarray, "n"]
-    category_ids: Int[np.ndarray, "n"]
+    ids: Int[np.ndarray, " n"]
+    image_ids: Int[np.ndarray, " n"]
+    category_ids: Int[np.ndarray, " n"]
     keypoints: Float[np.ndarray, "n k 2"]
     keypoint_scores: Float[np.ndarray, "n k"]
-    box_scores: Float[np.ndarray, "n"]
-    areas: Float[np.ndarray, "n"]
+    box_scores: Float[np.ndarray, " n"]
+    areas: Float[np.ndarray, " n"]
     boxes: Float[np.ndarray, "n 4"]  # xyxy, NaN where not known
     where: Where
 
@@ -122,7 +122,7 @@ class Predictions:
             where=where,
         )
 
-    def detections(self, kept: Int[np.ndarray, "kept"], scores: Float[np.ndarray, "kept"]) -> Detections:
+    def detections(self, kept: Int[np.ndarray, " kept"], scores: Float[np.ndarray, " kept"]) -> Detections:
         """The kept ones under their final scores."""
         sides = self.boxes[kept, 2:] - self.boxes[kept, :2]
         return Detections(
@@ -242,7 +242,7 @@ def _ids(document: Any, key: str, name: str) -> list[int]:
     return _integers(_column(document[key], "id", where), "id", where).tolist()
 
 
-def _check_known(ids: Int[np.ndarray, "n"], known: list[int], key: str, name: str, where: Where) -> None:
+def _check_known(ids: Int[np.ndarray, " n"], known: list[int], key: str, name: str, where: Where) -> None:
     unknown = ~np.isin(ids, known)
     if unknown.any():
         i = int(np.argmax(unknown))
@@ -263,7 +263,7 @@ def _column(records: Sequence[Any], key: str, where: Where, expected: str = "") 
         raise InputError(f"{where(i)}: no {key!r}" + (f"; expected {expected}" if expected else "")) from None
 
 
-def _integers(values: list[Any], key: str, where: Where) -> Int[np.ndarray, "n"]:
+def _integers(values: list[Any], key: str, where: Where) -> Int[np.ndarray, " n"]:
     for i, value in enumerate(values):
         if not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**63:
             raise InputError(f"{where(i)}: {key} must be an integer, not {str(value)[:40]!r}")

@@ -35,11 +35,11 @@ from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step
-from hrnet_jax.mesh import create_mesh, replicated
+from hrnet_jax.mesh import create_mesh, on_mesh, replicated
 from hrnet_jax.models import Network, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.tpu.hlo import collectives
-from hrnet_jax.train import learning_rate, make_train_step, start
+from hrnet_jax.training.step import learning_rate, make_train_step, start
 
 STEPS = ("train", "eval")
 
@@ -172,9 +172,6 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     params, stats = network.stack(state_dict(model))
     joints = keypoint_set(config.model.keypoints)
     split = NamedSharding(mesh, PartitionSpec("data"))
-
-    def on_mesh(tree: Any, sharding: NamedSharding) -> Any:
-        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
     size = config.batch_size if step == "train" else config.eval.batch_size
     batch = {

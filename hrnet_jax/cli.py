@@ -22,9 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from data_pipelines.errors import InputError, LogFormatter, printable, tell
 from data_pipelines.json_files import read_json
 from hrnet_jax.mesh import is_main_host, join_hosts
-
-ABORTED = 2
-INTERRUPTED = 75
+from hrnet_jax.outcomes import ABORTED, INTERRUPTED, Aborted, Interrupted
 
 # What a full disk, a quota or missing permissions look like.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -33,14 +31,6 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 Options = Mapping[str, tuple[str | bool | None, str]]
 
 DISTRIBUTED = (False, "one of several processes, on one or more hosts, that run the same command")
-
-
-class Aborted(Exception):
-    """A guard ended the run: going on would have wasted time."""
-
-
-class Interrupted(Exception):
-    """A run was stopped by a signal after its state was saved."""
 
 
 def run(

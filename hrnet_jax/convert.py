@@ -38,10 +38,11 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import InputError, brief, listed
 from hrnet_jax import cli
 from hrnet_jax import config as config_lib
-from hrnet_jax.models import VARIANTS, abstract_model, fill, state_dict
-from hrnet_jax.models.names import Arrays, mismatches
+from hrnet_jax.models import abstract_model, fill, state_dict
+from hrnet_jax.models.names import mismatches
 from hrnet_jax.weights import checkpoint, torch_files
-from hrnet_jax.weights.folder import Model, check_free, is_folder, save_folder
+from hrnet_jax.weights.backbone import WIDTH, backbone_of, variant_of_width
+from hrnet_jax.weights.folder import check_free, is_folder, save_folder
 from hrnet_jax.weights.torch_files import Tensors
 
 STYLES = ("mmpose", "official")
@@ -56,8 +57,6 @@ _ANCHOR = re.compile(r"(?P<prefix>|.*?\.)(backbone\.)?transition1\.0\.0\.weight"
 _COMPILED = "_orig_mod."
 # What stands in `ema_state_dict` beside the weights.
 _EMA_STEPS = "steps"
-# A tensor whose first axis is the width of the high-resolution branch.
-_WIDTH = "backbone.transition1.0.0.weight"
 
 logger = logging.getLogger(__name__)
 
@@ -131,48 +130,6 @@ def load_torch_state_dict(model: nnx.Module, tensors: Mapping[str, np.ndarray]) 
     fill(model, {**ours, **filled})
 
 
-def initial_model(path: str) -> Model:
-    """Loads the model that `config.init` names: a converted folder, also of a backbone alone, or a work directory.
-
-    Raises InputError when there is none.
-    """
-    where = f"config.init={path}"
-    if pathlib.Path(path).is_file():
-        raise InputError(f"{where}: is a file; convert it first: python -m hrnet_jax.convert --input {path} --help")
-    if not checkpoint.locate(path)[0].is_dir():
-        raise InputError(f"{where}: no such folder; it should be a converted folder or a work directory")
-    return checkpoint.load(path, whole=False)
-
-
-def with_backbone(model: Model, params: Arrays, stats: Arrays) -> tuple[Arrays, Arrays]:
-    """Replaces the backbone of fresh parameters and statistics by a stored one (`config.init`).
-
-    Args:
-      model: from `initial_model`.
-      params: parameters by canonical name; those of the head stay.
-      stats: batch statistics by canonical name.
-
-    Returns:
-      New dicts of parameters and statistics.
-
-    Raises:
-      InputError: its backbone has another architecture.
-    """
-    where = f"config.init={model.origin}"
-    backbone = _backbone({**model.params, **model.stats})
-    shapes = _backbone({**params, **stats})
-    kernel = shapes.get(_WIDTH)
-    if kernel is not None and _WIDTH in backbone and backbone[_WIDTH].shape != kernel.shape:
-        raise InputError(
-            f"{where}: holds {_variant(backbone[_WIDTH].shape[-1])}, config.model.variant is "
-            f"{_variant(kernel.shape[-1])}"
-        )
-    if problems := mismatches(backbone, shapes):
-        raise InputError(f"{where}: its backbone differs in {len(problems)} entries: {listed(problems)}")
-    arrays = {name: jnp.array(array) for name, array in backbone.items()}
-    return {name: arrays.get(name, array) for name, array in params.items()}, {name: arrays[name] for name in stats}
-
-
 def _canonical(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
     """Brings a state dict to canonical names and float32, in PyTorch's layouts, and checks it against a model's shapes.
 
@@ -183,7 +140,7 @@ def _canonical(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], sou
     is_mmpose = any(name.startswith("backbone.") for name in tensors)
     if not is_mmpose and "head.final_layer.weight" not in named and "head.final_layer.bias" not in named:
         named = {name: tensor for name, tensor in named.items() if name in shapes or not _CLASSIFIER.match(name)}
-        shapes = _backbone(shapes)
+        shapes = backbone_of(shapes)
         logger.info("%s: a backbone alone, without a head", source)
 
     counters = {name: tensor for name, tensor in named.items() if _is_counter(name, shapes)}
@@ -260,10 +217,6 @@ def _is_counter(name: str, shapes: Mapping[str, Any]) -> bool:
     return name.endswith(_COUNTER) and name.replace(_COUNTER, ".running_mean") in shapes
 
 
-def _backbone(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: array for name, array in arrays.items() if name.startswith("backbone.")}
-
-
 def _check_architecture(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], source: str, variant: str
 ) -> None:
@@ -275,15 +228,10 @@ def _check_architecture(
 def _architecture_hint(named: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> str:
     if not any(name.startswith("backbone.transition1.") for name in named):
         return "the file holds no HRNet"
-    theirs, ours = named.get(_WIDTH), shapes.get(_WIDTH)
+    theirs, ours = named.get(WIDTH), shapes.get(WIDTH)
     if theirs is None or ours is None or theirs.ndim != 4 or theirs.shape[0] == ours.shape[0]:
         return ""
-    return f"the file holds {_variant(theirs.shape[0])}, the model is {_variant(ours.shape[0])}"
-
-
-def _variant(width: int) -> str:
-    names = [name for name, variant in VARIANTS.items() if variant.width == width]
-    return f"{names[0]} (width {width})" if names else f"an HRNet of width {width}"
+    return f"the file holds {variant_of_width(theirs.shape[0])}, the model is {variant_of_width(ours.shape[0])}"
 
 
 def _torch_shapes(model_config: ConfigDict) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures: skeletons on images, contact sheets, curves."""
+"""Pictures: skeletons on images, contact sheets."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from etils import epath
 from jaxtyping import Float, UInt8
-from matplotlib.figure import Figure
 
 from data_pipelines import storage
 from data_pipelines.annotations import Instances
 from data_pipelines.keypoints import KeypointSet
-from hrnet_jax.training import metrics as metric_files
 
 # A drawn picture's longest side, in pixels.
 LONGEST = 2048
@@ -133,28 +130,6 @@ def contact_sheet(
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
     rows = [np.concatenate(tiles[i : i + _COLUMNS], axis=1) for i in range(0, len(tiles), _COLUMNS)]
     write_png(path, np.concatenate(rows))
-
-
-def curves(workdir: str | os.PathLike) -> None:
-    """Draws a run's loss (by source, where there are several) and AP over its steps into its `curves.png`."""
-    records = list(metric_files.read(workdir))
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    loss_axis, ap_axis = figure.subplots(1, 2)
-    for name in dict.fromkeys(key for record in records for key in record if key == "loss" or key.startswith("loss/")):
-        steps, values = zip(*((r["step"], r[name]) for r in records if name in r), strict=True)
-        loss_axis.plot(steps, values, label=name, linewidth=1)
-    loss_axis.set(xlabel="step", ylabel="loss", yscale="log", title="Training loss")
-    if loss_axis.lines:
-        loss_axis.legend()
-    for name in ("AP", "AP50", "AR"):
-        points = [(record["step"], record[f"eval/{name}"]) for record in records if f"eval/{name}" in record]
-        if points:
-            ap_axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    ap_axis.set(xlabel="step", ylim=(0, 1), title="Evaluation")
-    if ap_axis.lines:
-        ap_axis.legend()
-    with storage.whole(epath.Path(workdir) / "curves.png") as partial:
-        figure.savefig(partial, dpi=100)
 
 
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"], *, sync: bool = True) -> None:

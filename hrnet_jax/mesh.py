@@ -81,6 +81,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def on_mesh(tree: Any, sharding: NamedSharding) -> Any:
+    """The shapes and types of a tree of arrays, as if they lay there."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """Puts this host's part of a batch on its devices; returns the global arrays, split along their first axis."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))

@@ -11,7 +11,7 @@ from data_pipelines.keypoints import AIC
 from eval.coco import METRICS
 from hrnet_jax import config as config_lib
 from hrnet_jax.config import load_config
-from hrnet_jax.evaluate import Evaluator
+from hrnet_jax.inference.evaluator import Evaluator
 from hrnet_jax.mesh import create_mesh
 from tests.helpers import REPOSITORY
 

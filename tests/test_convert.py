@@ -17,7 +17,7 @@ from data_pipelines.errors import InputError
 from hrnet_jax import convert
 from hrnet_jax.config import load_config, to_json
 from hrnet_jax.models import create_model, state_dict
-from hrnet_jax.weights import checkpoint, torch_files
+from hrnet_jax.weights import backbone, checkpoint, torch_files
 from hrnet_jax.weights.folder import FORMAT_VERSION, load_folder
 from tests.helpers import REPOSITORY
 
@@ -546,7 +546,7 @@ def test_a_backbone_initialises_training_and_is_refused_elsewhere(backbone_folde
     with pytest.raises(InputError, match="a backbone without a head"):
         checkpoint.load(backbone_folder)
     params, stats = state_dict(create_model(TINY, seed=3))
-    new_params, new_stats = convert.with_backbone(convert.initial_model(str(backbone_folder)), params, stats)
+    new_params, new_stats = backbone.with_backbone(backbone.initial_model(str(backbone_folder)), params, stats)
     assert (new_params.keys(), new_stats.keys()) == (params.keys(), stats.keys())
     for name, array in {**new_params, **new_stats}.items():
         if name.startswith("head."):
@@ -558,7 +558,7 @@ def test_a_backbone_initialises_training_and_is_refused_elsewhere(backbone_folde
 
 def test_a_whole_model_initialises_only_the_backbone(folder, mmpose):
     params, stats = state_dict(create_model({**TINY, "keypoints": "coco_aic"}))
-    new_params, _ = convert.with_backbone(convert.initial_model(str(folder)), params, stats)
+    new_params, _ = backbone.with_backbone(backbone.initial_model(str(folder)), params, stats)
     assert new_params["head.final_layer.bias"] is params["head.final_layer.bias"]
     np.testing.assert_array_equal(new_params["backbone.bn1.bias"], mmpose["backbone.bn1.bias"])
 
@@ -579,7 +579,7 @@ def test_a_work_directory_converts_and_initialises(tmp_path):
     convert.load_torch_state_dict(model, tensors)
     same({n: np.asarray(a) for n, a in state_dict(model)[0].items()}, {n: np.asarray(a) for n, a in params.items()})
     fresh = state_dict(create_model(config.model))
-    filled, _ = convert.with_backbone(convert.initial_model(str(tmp_path / "run")), *fresh)
+    filled, _ = backbone.with_backbone(backbone.initial_model(str(tmp_path / "run")), *fresh)
     np.testing.assert_array_equal(filled["backbone.conv1.weight"], params["backbone.conv1.weight"])
 
 
@@ -616,7 +616,7 @@ def test_initial_backbone_says_what_is_wrong(folder, tmp_path):
         (tmp_path / "x.pth", "is a file; convert it first"),
     ]:
         with pytest.raises(InputError, match=message):
-            convert.with_backbone(convert.initial_model(str(path)), *w32)
+            backbone.with_backbone(backbone.initial_model(str(path)), *w32)
 
 
 # --- The command.

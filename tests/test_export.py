@@ -20,7 +20,6 @@ from data_pipelines.images import read_image
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic import write_dataset
 from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
-from hrnet_jax import cli
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
@@ -29,6 +28,7 @@ from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import mismatches
+from hrnet_jax.outcomes import Aborted
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import Model as StoredModel
 from hrnet_jax.weights.folder import load_folder
@@ -299,7 +299,7 @@ def test_the_check_sees_what_differs(folder, workdir, tmp_path):
 
 def test_nothing_is_written_when_program_and_model_differ(tmp_path, monkeypatch):
     monkeypatch.setitem(TOLERANCE, "float32", TOLERANCE["float32"]._replace(scores=1e-12))
-    with pytest.raises(cli.Aborted, match=r"model: not written: program and model differ by .* of the scores") as error:
+    with pytest.raises(Aborted, match=r"model: not written: program and model differ by .* of the scores") as error:
         export(random_model(tiny_config()), tmp_path / "model")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.keypoints import COCO
 from eval.coco import evaluate_results
 from hrnet_jax.codecs import Udp
-from hrnet_jax.evaluate import Evaluator
+from hrnet_jax.inference.evaluator import Evaluator
 from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict

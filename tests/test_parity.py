@@ -21,7 +21,7 @@ from hrnet_jax.convert import load_torch_state_dict
 from hrnet_jax.inference.steps import MEAN, STD, make_eval_step, normalise, to_image
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
-from hrnet_jax.train import learning_rate, make_train_step, start
+from hrnet_jax.training.step import learning_rate, make_train_step, start
 from tests.parity_table import record
 
 W32 = {"variant": "w32", "keypoints": "coco"}

@@ -19,8 +19,9 @@ from data_pipelines.synthetic import write_dataset
 from eval.coco import METRICS
 from hrnet_jax import draw
 from hrnet_jax.config import load_config
-from hrnet_jax.evaluate import Evaluator, evaluate
+from hrnet_jax.evaluate import evaluate
 from hrnet_jax.inference.boxes import read_boxes
+from hrnet_jax.inference.evaluator import Evaluator
 from hrnet_jax.inference.predictor import Predictor, load
 from hrnet_jax.inference.sources import Source
 from hrnet_jax.mesh import create_mesh

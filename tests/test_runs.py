@@ -24,7 +24,7 @@ from hrnet_jax.config import from_json
 from hrnet_jax.train import train
 from hrnet_jax.training import lease, metrics, record
 from hrnet_jax.training.lease import Lease
-from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights import backbone, checkpoint
 from hrnet_jax.weights.checkpoint import Checkpoints, best_step
 from tests.helpers import REPOSITORY, local_config, run
 
@@ -80,7 +80,7 @@ def test_readers_change_nothing(workdir, tmp_path):
     before = contents(workdir)
     checkpoint.load(workdir)
     checkpoint.load(f"{workdir}@latest")
-    convert.initial_model(str(workdir)).digest()
+    backbone.initial_model(str(workdir)).digest()
     convert.to_torch(workdir, "mmpose", tmp_path / "x.safetensors")
     assert checkpoint.steps(workdir / "checkpoints") == [6, 12]
     assert contents(workdir) == before

@@ -10,8 +10,9 @@ from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.models import VARIANTS, Network, Variant, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.convolution import conv_general_dilated
-from hrnet_jax.train import make_train_step, start, train
+from hrnet_jax.train import train
 from hrnet_jax.training import metrics
+from hrnet_jax.training.step import make_train_step, start
 from hrnet_jax.weights import checkpoint
 from tests.helpers import REPOSITORY
 

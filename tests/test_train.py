@@ -17,22 +17,15 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData
-from hrnet_jax import cli
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import check_devices, differences, load_config, to_json
-from hrnet_jax.mesh import create_mesh, replicated, shard_batch
+from hrnet_jax.mesh import create_mesh, on_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, create_model, state_dict
-from hrnet_jax.train import (
-    check_experiment,
-    from_items,
-    learning_rate,
-    make_train_step,
-    on_mesh,
-    start,
-    to_items,
-    train,
-)
+from hrnet_jax.outcomes import Aborted
+from hrnet_jax.train import train
 from hrnet_jax.training import metrics
+from hrnet_jax.training.identity import check_experiment
+from hrnet_jax.training.step import from_items, learning_rate, make_train_step, start, to_items
 from hrnet_jax.training.stopping import StopRequest
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.checkpoint import Checkpoints
@@ -423,7 +416,7 @@ def test_too_many_steps_that_are_not_finite_abort_the_run(shared, trained, tmp_p
     config.epochs, config.max_skipped = 4, 2
     poison(tmp_path)
     with pytest.raises(
-        cli.Aborted, match=r"step 15: loss nan.*3 steps were not finite.*learning rate .*samples 224 to 239: "
+        Aborted, match=r"step 15: loss nan.*3 steps were not finite.*learning rate .*samples 224 to 239: "
     ):
         train(config, tmp_path)
     assert caplog.text.count("skipped, the") == 3

@@ -16,7 +16,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -24,7 +23,7 @@ from jaxtyping import Array, Float, UInt8
 from data_pipelines import transforms
 from data_pipelines.checks import FARTHEST, as_numbers
 from data_pipelines.errors import InputError
-from data_pipelines.images import MAX_MEGAPIXELS, read_image
+from data_pipelines.images import MAX_MEGAPIXELS, read_rgb
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.transforms import View
 from hrnet_jax import config as config_lib
@@ -239,11 +238,6 @@ def config_errors(where: str | os.PathLike) -> Iterator[None]:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: its config.json does not describe a model ({reason})") from error
-
-
-def read_rgb(path: str | os.PathLike, max_megapixels: float) -> UInt8[np.ndarray, "height width 3"]:
-    """Reads an image file as RGB; raises InputError as `data_pipelines.images.read_image`."""
-    return cv2.cvtColor(read_image(path, max_megapixels), cv2.COLOR_BGR2RGB)
 
 
 def _checked_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:

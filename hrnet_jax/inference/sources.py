@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipelines.errors import InputError, utf8
-from hrnet_jax.inference.predictor import read_rgb
+from data_pipelines.images import read_rgb
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")

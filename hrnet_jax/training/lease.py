@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -26,6 +27,8 @@ from etils import epath
 from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json
+from hrnet_jax.mesh import from_main_host
+from hrnet_jax.weights.checkpoint import check_name
 
 NAME = "lease.json"
 RENEWAL = 1.0  # seconds
@@ -124,6 +127,21 @@ class Lease:
         except (InputError, FileNotFoundError):
             return None
         return holder if isinstance(holder, dict) else None
+
+
+@contextlib.contextmanager
+def hold(workdir: epath.Path) -> Iterator[Lease]:
+    """A context in which a run has a work directory for itself; the main host's lease is that of all hosts."""
+    with contextlib.ExitStack() as stack:
+        lease = Lease(workdir)
+
+        def take() -> None:
+            storage.check_bucket(workdir)
+            check_name(workdir)
+            stack.enter_context(lease)
+
+        from_main_host(take)
+        yield lease
 
 
 def _this_process() -> dict[str, Any]:

@@ -27,7 +27,7 @@ from etils import epath
 from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json, write_json
-from hrnet_jax import cli
+from hrnet_jax.outcomes import Aborted, Interrupted
 
 NAME = "starts.json"
 LOGS = "logs"
@@ -70,7 +70,7 @@ class RunRecord:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         if not self._active:
             return
-        expected = (InputError, cli.Aborted, cli.Interrupted, KeyboardInterrupt)
+        expected = (InputError, Aborted, Interrupted, KeyboardInterrupt)
         outcome = "done" if error is None else f"{kind.__name__ if kind else ''}: {error}"
         known = error is None or isinstance(error, expected)
         self._log.write(f"ended: {outcome}" if known else "".join(traceback.format_exception(kind, error, trace)))
@@ -151,7 +151,7 @@ def describe_devices() -> str:
 
 def _commit() -> str | None:
     """The commit of the clone that this code runs from, with `-dirty` when it was changed; None outside of one."""
-    root = pathlib.Path(__file__).resolve().parent.parent
+    root = pathlib.Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.types import Batch
-from hrnet_jax import cli
+from hrnet_jax.outcomes import Aborted
 from hrnet_jax.training import compilation
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class StepLog:
         if skipped > limit:
             names = [self._sources[number] for number in batch["source"].tolist()]
             people = " ".join(f"{n}:{i}" for n, i in zip(names, batch["instance_id"].tolist(), strict=True))
-            raise cli.Aborted(
+            raise Aborted(
                 f"{what}: {skipped} steps were not finite, more than config.max_skipped={limit}; learning rate "
                 f"{rate:.3e}; samples {batch['index'][0]} to {batch['index'][-1]}: {people}"
             )

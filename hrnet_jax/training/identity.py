@@ -1,0 +1,70 @@
+"""Which experiment a work directory holds, and what it was trained on."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from data_pipelines.errors import InputError
+from data_pipelines.pipeline import TrainData
+from hrnet_jax import config as config_lib
+from hrnet_jax.weights.backbone import initial_model
+from hrnet_jax.weights.checkpoint import steps
+from hrnet_jax.weights.folder import Model, is_folder
+
+logger = logging.getLogger(__name__)
+
+
+def check_experiment(workdir: epath.Path, config: ConfigDict) -> None:
+    """Raises InputError when a work directory holds another experiment, or is a converted or exported folder.
+
+    A start that failed before its first checkpoint leaves the directory to any experiment.
+    """
+    if is_folder(workdir):
+        raise InputError(f"{workdir}: is a converted or exported folder; take another --workdir")
+    path = workdir / "config.json"
+    is_begun = path.exists() and steps(workdir / "checkpoints")
+    if is_begun and (different := config_lib.differences(config, config_lib.from_json(path))):
+        raise InputError(f"{workdir} holds another experiment; take another --workdir, or undo: {'; '.join(different)}")
+
+
+def trained_on(data: TrainData, path: str, init: Model | None, step: int = 0) -> dict[str, Any]:
+    """What a run is trained on from a step on, as its checkpoints tell it: people, and where the backbone came from."""
+    sources = {source.name: {"people": len(source), "digest": source.digest()} for source in data.sources}
+    return {"from_step": step, "sources": sources, "init": {"path": path, "digest": init.digest()} if init else None}
+
+
+def continued(config: ConfigDict, data: TrainData, meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a continued run was and is trained on.
+
+    Raises InputError when that is not the same, unless `config.accept_changed_data`, which the list then tells.
+    """
+    history = meta["data"]
+    before, init = history[-1], history[-1]["init"]
+    now = trained_on(data, "", None, meta["step"])
+    different = [
+        f"{name}: {_people(now['sources'].get(name))}, not {_people(before['sources'].get(name))}"
+        for name in sorted({*now["sources"], *before["sources"]})
+        if now["sources"].get(name) != before["sources"].get(name)
+    ]
+    now["init"] = init
+    if config.init != (init or {"path": ""})["path"]:
+        other = initial_model(config.init) if config.init else None
+        if init is None or other is None or other.digest() != init["digest"]:
+            different.append(f"config.init: {config.init!r}, not {init['path'] if init else ''!r}")
+    if not different:
+        return history
+    if not config.accept_changed_data:
+        raise InputError(
+            f"the run was trained on other data; undo, or accept it with --config.accept_changed_data: "
+            f"{'; '.join(different)}"
+        )
+    logger.warning("from step %d on trained on other data: %s", meta["step"], "; ".join(different))
+    return [*history, now]
+
+
+def _people(source: dict[str, Any] | None) -> str:
+    return f"{source['people']} people (digest {source['digest'][:8]})" if source else "none"
