@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from hrnet_jax.training import metrics
+from hrnet_jax.training.lease import Lease
 from tests.helpers import REPOSITORY, run
 
 
@@ -21,8 +22,8 @@ def arguments(shared, workdir, epochs=2):
     ]
 
 
-def run_hosts(*command, hosts=2):
-    """Runs a command as that many processes of one device each, and returns their outputs."""
+def run_hosts(*command, hosts=2, status=0):
+    """Runs a command as that many processes of one device each; returns their outputs, or errors if status is not 0."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -42,8 +43,8 @@ def run_hosts(*command, hosts=2):
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * hosts, outputs
-    return [out for out, _ in outputs]
+    assert [process.returncode for process in processes] == [status] * hosts, outputs
+    return [error if status else out for out, error in outputs]
 
 
 def losses(workdir):
@@ -110,6 +111,27 @@ def test_a_run_of_two_processes_continues_on_one_device(shared, one_process, two
     assert list(ours) == list(theirs) == list(range(1, 19))
     for step, loss in ours.items():
         assert loss == pytest.approx(theirs[step], rel=1e-4), step
+
+
+def test_all_hosts_end_when_the_work_directory_is_held(shared, tmp_path):
+    with Lease(tmp_path):
+        errors = run_hosts(*arguments(shared, tmp_path), status=1)
+    for error in errors:
+        lines = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        assert "trains in this work directory" in lines[0]
+        assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_hosts_continue_from_the_checkpoint_of_the_main_one(shared, two_processes, tmp_path):
+    """Its newest is damaged: both go back to the same one."""
+    moved = tmp_path / "damaged"
+    shutil.copytree(two_processes, moved)
+    (moved / "checkpoints/12/digests.json").write_text("{}")
+    outputs = run_hosts(*arguments(shared, moved))
+    assert "continuing at step 6 of 12" in outputs[0]
+    assert losses(moved) == losses(two_processes)
 
 
 def test_a_process_that_nobody_told_of_others_says_so(shared, tmp_path):

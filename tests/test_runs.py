@@ -250,12 +250,24 @@ def test_who_was_taken_for_dead_stops(tmp_path, monkeypatch):
     with Lease(tmp_path) as ours:
         other = {**json.loads((tmp_path / "lease.json").read_text()), "token": "other", "host": "elsewhere"}
         deadline = time.monotonic() + 20
-        while ours._lost_to is None and time.monotonic() < deadline:
+        while not ours._lost and time.monotonic() < deadline:
             write_json(tmp_path / "lease.json", other)
             time.sleep(0.05)
         with pytest.raises(InputError, match=r"on elsewhere .* took over this work directory"):
             ours.check()
     assert json.loads((tmp_path / "lease.json").read_text())["token"] == "other"
+
+
+def test_a_directory_that_was_moved_is_not_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "RENEWAL", 0.05)
+    with Lease(tmp_path / "run") as ours, record.RunRecord(tmp_path / "run"):
+        (tmp_path / "run").rename(tmp_path / "moved")
+        deadline = time.monotonic() + 20
+        while not ours._lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(InputError, match=r"lease\.json has gone; the work directory was moved or removed"):
+            ours.check()
+    assert os.listdir(tmp_path) == ["moved"]
 
 
 def test_a_process_number_that_another_process_got_holds_nothing(tmp_path):

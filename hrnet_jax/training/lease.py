@@ -50,17 +50,14 @@ class Lease:
         self._workdir, self._path = os.fspath(workdir), epath.Path(workdir) / NAME
         self._mine = {**_this_process(), "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
         self._renewals = 0
-        self._lost_to: dict[str, Any] | None = None
+        self._lost = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Raises InputError when another process has taken the lease: this one was taken for dead."""
-        if self._lost_to:
-            raise InputError(
-                f"{self._workdir}: {_words(self._lost_to)} took over this work directory, since this process did not "
-                f"renew its lease for {EXPIRY:g} s; nothing more is saved"
-            )
+        """Raises InputError when the lease is lost: to a process that took this one for dead, or with the directory."""
+        if self._lost:
+            raise InputError(f"{self._workdir}: {self._lost}; nothing more is saved")
 
     def __enter__(self) -> Lease:
         with storage.bucket_errors(self._workdir):
@@ -76,7 +73,7 @@ class Lease:
     def __exit__(self, *unused: Any) -> None:
         self._ended.set()
         self._thread.join()
-        if not self._lost_to:
+        if not self._lost:
             with contextlib.suppress(Exception):  # it expires
                 self._path.unlink()
 
@@ -112,7 +109,13 @@ class Lease:
             with contextlib.suppress(Exception):
                 holder = self._read()
                 if holder and holder.get("token") != self._mine["token"]:
-                    self._lost_to = holder
+                    self._lost = (
+                        f"{_words(holder)} took over this work directory, since this process did not renew its lease "
+                        f"for {EXPIRY:g} s"
+                    )
+                elif not self._path.exists():  # or a write would make the directory anew
+                    self._lost = f"{NAME} has gone; the work directory was moved or removed"
+                if self._lost:
                     return
                 self._write()
 

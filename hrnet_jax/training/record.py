@@ -55,7 +55,7 @@ class RunRecord:
 
     def write(self) -> None:
         """Writes the record as it is so far. Raises InputError when the disk refuses."""
-        if self._active:
+        if self._active and self._path.parent.is_dir():  # it may have been moved away
             starts = read_starts(self._path.parent)
             write_json(self._path, [s for s in starts if s.get("start") != self.facts["start"]] + [self.facts])
 
