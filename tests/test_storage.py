@@ -52,8 +52,9 @@ def test_impossible_places_are_one_line(tmp_path, name):
     assert str(error.value).startswith(str(tmp_path / name))
 
 
-def test_long_names_can_be_written(tmp_path):
-    target = tmp_path / ("x" * 250 + ".json")
+@pytest.mark.parametrize("name", ["x" * 250 + ".json", "人" * 80 + ".json", "a." + "人" * 80])
+def test_long_names_can_be_written(tmp_path, name):
+    target = tmp_path / name
     storage.write(target, "content")
     assert target.read_text() == "content"
 
