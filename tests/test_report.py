@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import InputError
@@ -525,6 +525,7 @@ def test_long_lines_are_means_of_neighbours():
     st.floats(1e-6, 1e12),
     st.booleans(),
 )
+@example(0.0, 0.3, False)  # a third of it is a little less than 0.1
 def test_ticks_are_few_and_in_range(low, size, log):
     low = max(abs(low), 1e-6) if log else low
     high = low + size

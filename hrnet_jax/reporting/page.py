@@ -194,7 +194,7 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> Iterable[Html]:
 def _ticks(low: Number, high: Number) -> list[float]:
     """Three to six round numbers."""
     power = 10 ** math.floor(math.log10((high - low) / 3))
-    step = next(factor * power for factor in (5, 2, 1) if factor * power <= (high - low) / 3)
+    step = next(factor * power for factor in (5, 2, 1, 0.5) if factor * power <= (high - low) / 3)
     return [
         round(float(number * step), 12 - math.floor(math.log10(step))) for number in _between(low / step, high / step)
     ]
