@@ -1,11 +1,14 @@
 """Imports go one way: from commands to parts, and from parts to what they are made of."""
 
-import ast
-import pathlib
+import importlib.util
 
 import pytest
 
 from tests.helpers import REPOSITORY
+
+_SPEC = importlib.util.spec_from_file_location("layout", REPOSITORY / "docs/layout.py")
+layout = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(layout)
 
 # What each room may import of the others; `hrnet_jax` alone stands for the commands.
 BELOW = {
@@ -23,55 +26,23 @@ BELOW["hrnet_jax.training"] = {*BELOW["hrnet_jax.inference"], "hrnet_jax.inferen
 BELOW["hrnet_jax"] = set(BELOW)
 BELOW["configs"] = {"data_pipelines"}
 
-# Modules beside the commands that everything in `hrnet_jax` may use.
-BASE = {"config", "draw", "mesh", "outcomes", "schema"}
-COMMANDS = {"aot", "convert", "evaluate", "export", "launch", "predict", "report", "train"}
 
-MODULES = {
-    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
-    for package in ("data_pipelines", "eval", "hrnet_jax", "configs")
-    for path in (REPOSITORY / package).rglob("*.py")
-}
-
-
-def room(module: str) -> str:
-    """The room that a module is in."""
-    parts = module.split(".")
-    if parts[0] != "hrnet_jax":
-        return parts[0]
-    if len(parts) > 2:
-        return ".".join(parts[:2])
-    return "hrnet_jax.base" if parts[-1] in BASE else "hrnet_jax"
-
-
-def imported(path: pathlib.Path) -> set[str]:
-    """The modules of ours that a file imports while it is imported itself."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in names}
-    return {name for name in found if name in MODULES or f"{name}.__init__" in MODULES}
-
-
-@pytest.mark.parametrize("module", sorted(MODULES))
+@pytest.mark.parametrize("module", sorted(layout.MODULES))
 def test_imports_go_one_way(module):
-    here = room(module)
-    for name in imported(MODULES[module]):
-        there = room(name if name in MODULES else f"{name}.__init__")
+    here = layout.room(module)
+    for name in layout.imported(module):
+        there = layout.room(name)
         assert there == here or there in BELOW[here], f"{module} imports {name}: {here} may not import {there}"
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("command", sorted(layout.COMMANDS))
 def test_commands_do_not_import_each_other(command):
-    others = {f"hrnet_jax.{name}" for name in COMMANDS - {command}}
-    assert not imported(MODULES[f"hrnet_jax.{command}"]) & others
+    others = {f"hrnet_jax.{name}" for name in layout.COMMANDS - {command}}
+    assert not layout.imported(f"hrnet_jax.{command}") & others
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    arrows = {name: {n if n in MODULES else f"{n}.__init__" for n in imported(path)} for name, path in MODULES.items()}
+    arrows = {module: layout.imported(module) for module in layout.MODULES}
     done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:
@@ -87,9 +58,16 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_every_module_is_in_a_room():
     top = {path.stem for path in (REPOSITORY / "hrnet_jax").glob("*.py")} - {"__init__", "__main__", "cli"}
-    assert top == BASE | COMMANDS
-    assert {room(module) for module in MODULES} == set(BELOW)
+    assert top == layout.BASE | layout.COMMANDS
+    assert set(layout.arrows()) == set(BELOW)
 
 
 def test_importing_the_package_imports_nothing_else():
-    assert not imported(REPOSITORY / "hrnet_jax/__init__.py")
+    assert not layout.imported("hrnet_jax.__init__")
+
+
+def test_the_picture_is_of_these_imports():
+    page = (REPOSITORY / "docs/design.md").read_text()
+    drawn = page.partition(layout.START)[2].partition(layout.END)[0]
+    arrows = [line for line in drawn.splitlines() if "-->" in line]
+    assert arrows == [line for line in layout.picture().splitlines() if "-->" in line] != []
