@@ -11,6 +11,16 @@ time. A batch that does not fit is refused with the compiler's figure. Needs `pi
 
 from __future__ import annotations
 
+from hrnet_jax import cli
+
+OPTIONS: cli.Options = {
+    "config": (None, "config file, FILE or FILE:ARG"),
+    "topology": (None, "chip and shape of the slice, as v5e:4x4; chips: v4, v5e, v5p, v6e"),
+    "steps": ("train,eval", "which steps to compile"),
+    "output": ("", "JSON file for all figures"),
+}
+cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
+
 import dataclasses
 import importlib.metadata
 import logging
@@ -31,7 +41,6 @@ from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import keypoint_set
-from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step
@@ -324,13 +333,7 @@ def _one_line(error: Exception) -> str:
 
 def main() -> None:
     """The command line."""
-    options: cli.Options = {
-        "config": (None, "config file, FILE or FILE:ARG"),
-        "topology": (None, f"chip and shape of the slice, as v5e:4x4; chips: {', '.join(CHIPS)}"),
-        "steps": (",".join(STEPS), "which steps to compile"),
-        "output": ("", "JSON file for all figures"),
-    }
-    cli.run(__doc__, options, _aot, lambda values: config_lib.load_config(values["config"]))
+    cli.run(__doc__, OPTIONS, _aot, lambda values: config_lib.load_config(values["config"]))
 
 
 def _aot(values: Mapping[str, Any], config: ConfigDict) -> None:

@@ -6,6 +6,7 @@ with the state saved (EX_TEMPFAIL: run the same command again).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -21,7 +22,6 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.errors import InputError, LogFormatter, printable, tell
 from data_pipelines.json_files import read_json
-from hrnet_jax.mesh import is_main_host, join_hosts
 from hrnet_jax.outcomes import ABORTED, INTERRUPTED, Aborted, Interrupted
 
 # What a full disk, a quota or missing permissions look like.
@@ -59,6 +59,8 @@ def run(
     try:
         values, config = parse(sys.argv, doc, options, config_of)
         if values.get("distributed"):
+            from hrnet_jax.mesh import is_main_host, join_hosts  # with JAX, which --help does not wait for
+
             join_hosts()
             if not is_main_host():
                 logging.disable(logging.INFO)
@@ -82,6 +84,13 @@ def run(
         sys.exit(128 + signal.SIGINT)
 
 
+def help_first(name: str, doc: str | None, options: Options) -> None:
+    """Answers `--help` of the command that is being started, `name` being its `__name__`, before it imports JAX."""
+    if name == "__main__" and _asks_for_help(sys.argv):
+        print(_help(doc, options))
+        sys.exit(0)
+
+
 def parse(
     argv: list[str], doc: str | None, options: Options, config_of: Callable[[Mapping[str, Any]], ConfigDict]
 ) -> tuple[dict[str, Any], ConfigDict]:
@@ -89,17 +98,17 @@ def parse(
 
     Raises InputError or absl's flags.Error, one line each, for unknown flags, missing ones and unknown config keys.
     """
+    argv = [argv[0], *map(_underscored, argv[1:])]
     own = flags.FlagValues()
     for name, (default, text) in options.items():
         if isinstance(default, bool):
             flags.DEFINE_boolean(name, default, text, flag_values=own)
         else:
             flags.DEFINE_string(name, default, text, flag_values=own)
-    flags.DEFINE_boolean("help", False, "show this", flag_values=own)
-    rest = own(argv, known_only=True)[1:]
-    if own.help:
-        print(f"{doc or ''}\n{own.get_help()}")
+    if _asks_for_help(argv):
+        print(_help(doc, options))
         sys.exit(0)
+    rest = own(argv, known_only=True)[1:]
     values = {name: own[name].value for name in options}
     if missing := [name for name, value in values.items() if value is None]:
         raise InputError(f"missing --{', --'.join(missing)}; --help tells more")
@@ -118,6 +127,31 @@ def parse(
     if unknown:
         raise InputError(f"unknown arguments: {' '.join(unknown)}; --help tells more")
     return values, overrides["config"].value
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+    return any(argument in ("--help", "-h") for argument in argv[1:])
+
+
+def _underscored(argument: str) -> str:
+    """Takes hyphens in a flag's name for underscores."""
+    name, equals, value = argument.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else argument
+
+
+def _help(doc: str | None, options: Options) -> str:
+    lines = [(doc or "").strip(), "", "Flags:"]
+    for name, (default, text) in options.items():
+        flag = f"--[no]{name}" if isinstance(default, bool) else f"--{name}="
+        note = "required" if default is None else f"default: {default}" if default != "" else "optional"
+        lines.append(f"  {flag:18} {text} ({note})")
+    lines.append(f"  {'--config.KEY=VALUE':18} overrides a key of the config; configs/common.py has them all")
+    if "config" in options:
+        with contextlib.suppress(ImportError):  # outside of a clone there are no configs
+            from configs.common import VARIANTS
+
+            lines += ["", "Variants, FILE:A,B:", *(f"  {name:18} {text}" for name, text in VARIANTS.items())]
+    return "\n".join(lines)
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, Any]:

@@ -23,6 +23,17 @@ the averages, and `--ema` takes the others.
 
 from __future__ import annotations
 
+from hrnet_jax import cli
+
+OPTIONS: cli.Options = {
+    "input": (None, "checkpoint (.pth, .safetensors); with --to a converted folder or a work directory"),
+    "output": (None, "converted folder; with --to a .pth or .safetensors file"),
+    "config": ("", "the config that the checkpoint was trained with, FILE or FILE:ARG; not with --to"),
+    "ema": (False, "takes the weights under the names of an EMAHook; see above"),
+    "to": ("", "the way back: whose names to write, mmpose or official"),
+}
+cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
+
 import logging
 import os
 import pathlib
@@ -36,7 +47,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError, brief, listed
-from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.models import abstract_model, fill, state_dict
 from hrnet_jax.models.names import mismatches
@@ -255,14 +265,7 @@ def _ours(array: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """The command line."""
-    options: cli.Options = {
-        "input": (None, "checkpoint (.pth, .safetensors); with --to a converted folder or a work directory"),
-        "output": (None, "converted folder; with --to a .pth or .safetensors file"),
-        "config": ("", "the config that the checkpoint was trained with, FILE or FILE:ARG; not with --to"),
-        "ema": (False, "takes the weights under the names of an EMAHook; see above"),
-        "to": ("", f"the way back: whose names to write, {' or '.join(STYLES)}"),
-    }
-    cli.run(__doc__, options, _convert, _config_of)
+    cli.run(__doc__, OPTIONS, _convert, _config_of)
 
 
 def _config_of(values: Mapping[str, Any]) -> ConfigDict:

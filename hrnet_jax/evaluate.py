@@ -9,6 +9,15 @@ overridden, e.g. `--config.data.root=DATA`; an empty `data.eval.boxes` means ann
 
 from __future__ import annotations
 
+from hrnet_jax import cli
+
+OPTIONS: cli.Options = {
+    "checkpoint": (None, "work directory, or converted or exported folder"),
+    "output": (None, "folder for metrics.json, keypoints.json and predictions.png"),
+    "distributed": cli.DISTRIBUTED,
+}
+cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
+
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +27,6 @@ from ml_collections import ConfigDict
 
 from data_pipelines import storage
 from eval import coco
-from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.inference.evaluator import Evaluator, write
 from hrnet_jax.mesh import create_mesh, is_main_host
@@ -49,12 +57,7 @@ def evaluate(trained: Model, output: str | os.PathLike) -> dict[str, Any]:
 
 def main() -> None:
     """The command line."""
-    options: cli.Options = {
-        "checkpoint": (None, "work directory, or converted or exported folder"),
-        "output": (None, "folder for metrics.json, keypoints.json and predictions.png"),
-        "distributed": cli.DISTRIBUTED,
-    }
-    cli.run(__doc__, options, _evaluate, lambda values: checkpoint.stored_config(values["checkpoint"]))
+    cli.run(__doc__, OPTIONS, _evaluate, lambda values: checkpoint.stored_config(values["checkpoint"]))
 
 
 def _evaluate(values: Mapping[str, Any], config: ConfigDict) -> None:

@@ -15,6 +15,15 @@ half the work. Exit status 2: the program and the live model differ, and nothing
 
 from __future__ import annotations
 
+from hrnet_jax import cli
+
+OPTIONS: cli.Options = {
+    "checkpoint": (None, "work directory, or converted or exported folder"),
+    "output": (None, "new folder"),
+    "dtype": ("float32", "the program's arithmetic: float32 or bfloat16"),
+}
+cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
+
 import contextlib
 import hashlib
 import importlib.metadata
@@ -36,7 +45,6 @@ from data_pipelines.json_files import json_text
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic.render import Settings, render_scene
 from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
-from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step
@@ -270,12 +278,7 @@ hrnet_jax evaluates and trains on.
 
 def main() -> None:
     """The command line."""
-    options: cli.Options = {
-        "checkpoint": (None, "work directory, or converted or exported folder"),
-        "output": (None, "new folder"),
-        "dtype": ("float32", f"the program's arithmetic: {' or '.join(TOLERANCE)}"),
-    }
-    cli.run(__doc__, options, _export, lambda values: checkpoint.stored_config(values["checkpoint"]))
+    cli.run(__doc__, OPTIONS, _export, lambda values: checkpoint.stored_config(values["checkpoint"]))
 
 
 def _export(values: Mapping[str, Any], config: ConfigDict) -> None:

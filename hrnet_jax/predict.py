@@ -9,6 +9,24 @@ is drawn beside), a list of detections in COCO's format, a JSON object {file nam
 
 from __future__ import annotations
 
+from hrnet_jax import cli
+
+OPTIONS: cli.Options = {
+    "checkpoint": (None, "work directory, or converted or exported folder"),
+    "images": (None, "image, folder of images (searched all the way down) or video"),
+    "output": (None, "folder for predictions.json and the pictures"),
+    "boxes": ("", "person boxes: annotations, detections, JSON by file name, or .npy; without, the whole image"),
+    "annotations": ("", "COCO annotation file: image ids of --boxes, and the truth to draw beside"),
+    "box_threshold": ("0.3", "leaves out detections with a lower score"),
+    "score_threshold": ("0.3", "leaves out keypoints with a lower score, of the pictures only"),
+    "flip_test": (True, "averages two mirrored views (if config.eval.flip_test does): better, twice the work"),
+    "draw": (True, "writes pictures"),
+    "heatmaps": (False, "draws the heatmaps below the skeletons: twice the work"),
+    "batch_size": ("16", "people that the device is given at a time"),
+    "max_megapixels": ("50", "larger images are refused before they are decoded"),
+}
+cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
+
 import collections
 import contextlib
 import datetime
@@ -31,7 +49,7 @@ from ml_collections import ConfigDict
 from data_pipelines import storage
 from data_pipelines.errors import InputError, printable, utf8
 from data_pipelines.keypoints import KeypointSet, keypoint_set
-from hrnet_jax import cli, draw
+from hrnet_jax import draw
 from hrnet_jax.inference.boxes import BoxFile, read_boxes
 from hrnet_jax.inference.predictor import Person, Predictor, Prepared, config_errors
 from hrnet_jax.inference.sources import Pixels, Shot, Source
@@ -113,21 +131,7 @@ def predict(
 
 def main() -> None:
     """The command line."""
-    options: cli.Options = {
-        "checkpoint": (None, "work directory, or converted or exported folder"),
-        "images": (None, "image, folder of images (searched all the way down) or video"),
-        "output": (None, "folder for predictions.json and the pictures"),
-        "boxes": ("", "person boxes: annotations, detections, JSON by file name, or .npy; without, the whole image"),
-        "annotations": ("", "COCO annotation file: image ids of --boxes, and the truth to draw beside"),
-        "box_threshold": ("0.3", "leaves out detections with a lower score"),
-        "score_threshold": ("0.3", "leaves out keypoints with a lower score, of the pictures only"),
-        "flip_test": (True, "averages two mirrored views (if config.eval.flip_test does): better, twice the work"),
-        "draw": (True, "writes pictures"),
-        "heatmaps": (False, "draws the heatmaps below the skeletons: twice the work"),
-        "batch_size": ("16", "people that the device is given at a time"),
-        "max_megapixels": ("50", "larger images are refused before they are decoded"),
-    }
-    cli.run(__doc__, options, _predict, lambda values: checkpoint.stored_config(values["checkpoint"]))
+    cli.run(__doc__, OPTIONS, _predict, lambda values: checkpoint.stored_config(values["checkpoint"]))
 
 
 def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:

@@ -10,6 +10,15 @@ names the model that was evaluated, whose config says which data that was.
 
 from __future__ import annotations
 
+from hrnet_jax import cli
+
+OPTIONS: cli.Options = {
+    "workdir": (None, "folder of the run; also the first argument without a name"),
+    "output": ("", "the HTML file; report.html in the folder if not given"),
+    "checkpoint": ("", "for a folder without a config: work directory or converted folder of the model"),
+}
+cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
+
 import os
 import statistics
 import sys
@@ -23,7 +32,6 @@ from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json
 from eval.coco import METRICS
-from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.reporting.mistakes import EXPLANATION, mistakes
 from hrnet_jax.reporting.page import Html, chart, note, page, table, tag
@@ -233,13 +241,8 @@ def _is_number(value: Any) -> bool:
 
 def main() -> None:
     """The command line."""
-    options: cli.Options = {
-        "workdir": (None, "folder of the run; also the first argument without a name"),
-        "output": ("", "the HTML file; report.html in the folder if not given"),
-        "checkpoint": ("", "for a folder without a config: work directory or converted folder of the model"),
-    }
     sys.argv[1:] = _with_workdir_named(sys.argv[1:])
-    cli.run(__doc__, options, _report, lambda values: stored_config(values["workdir"], values["checkpoint"]))
+    cli.run(__doc__, OPTIONS, _report, lambda values: stored_config(values["workdir"], values["checkpoint"]))
 
 
 def _with_workdir_named(arguments: list[str]) -> list[str]:

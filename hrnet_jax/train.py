@@ -9,11 +9,21 @@ several processes of a run (Cloud TPU slices, GPU hosts) is started with `--dist
 
 from __future__ import annotations
 
+from hrnet_jax import cli
+
+OPTIONS: cli.Options = {
+    "config": (None, "config file, FILE or FILE:ARG"),
+    "workdir": (None, "folder of the run; a run found there is continued"),
+    "distributed": cli.DISTRIBUTED,
+}
+cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
+
 import contextlib
 import dataclasses
 import functools
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,7 +34,6 @@ from ml_collections import ConfigDict
 from data_pipelines import storage
 from data_pipelines.pipeline import TrainData, iterate
 from eval import coco
-from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.evaluator import Evaluator, write
@@ -225,17 +234,10 @@ class Run:
 
 def main() -> None:
     """The command line."""
-    options: cli.Options = {
-        "config": (None, "config file, FILE or FILE:ARG"),
-        "workdir": (None, "folder of the run; a run found there is continued"),
-        "distributed": cli.DISTRIBUTED,
-    }
-    cli.run(
-        __doc__, options, lambda values, config: _train(config, values), lambda v: config_lib.load_config(v["config"])
-    )
+    cli.run(__doc__, OPTIONS, _train, lambda values: config_lib.load_config(values["config"]))
 
 
-def _train(config: ConfigDict, values: Any) -> None:
+def _train(values: Mapping[str, Any], config: ConfigDict) -> None:
     numbers = train(config, values["workdir"])
     if is_main_host():
         print(f"AP {numbers['AP']:.3f} ({numbers['boxes']} boxes); results in {values['workdir']}")
