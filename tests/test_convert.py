@@ -248,7 +248,7 @@ def test_a_state_dict_that_needs_code_is_refused_and_nothing_runs(tmp_path, wher
 
 def test_a_plain_pickle_is_refused_unread(tmp_path):
     (tmp_path / "x.pth").write_bytes(pickled(Call(OS_SYSTEM, f"touch {tmp_path}/ran")))
-    with pytest.raises(InputError, match=r"a pickle that torch\.save did not write"):
+    with pytest.raises(InputError, match=r"a pickle not written by torch\.save"):
         torch_files.read(tmp_path / "x.pth")
     assert not (tmp_path / "ran").exists()
 
@@ -303,9 +303,9 @@ def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, offset, shape, str
     [
         (b"", "is empty"),
         (b"<html>404</html>", "of unknown format"),
-        ("zip", "a zip archive, but none that torch.save wrote"),
+        ("zip", "a zip archive, but not one that torch.save wrote"),
         ([1, 2], "holds no state dict"),
-        ({"epoch": 3}, "'epoch' is no tensor but int"),
+        ({"epoch": 3}, "'epoch' is not a tensor but int"),
         ({"a": Call(Global("torch._utils", "_rebuild_qtensor"), 1)}, "_rebuild_qtensor"),
     ],
 )
