@@ -164,7 +164,7 @@ def deviation(folder: pathlib.Path, trained: Model, dtype: str) -> Deviation:
     with _precision("float32"):
         answers = jax.device_get(live(trained.params, trained.stats, np.concatenate(views)))
     if not all(np.isfinite(answer).all() for answer in answers):
-        raise InputError(f"{trained.origin}: the network's answers are not finite; its weights are damaged")
+        raise InputError(f"{trained.origin}: the network's outputs are not finite; its weights are damaged")
     keypoints, scores = (answer.reshape(len(views), len(crops), *answer.shape[1:]) for answer in answers)
     unsteady = np.abs(keypoints[1:] - keypoints[0]).max((0, -1))
 

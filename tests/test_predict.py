@@ -191,21 +191,21 @@ def test_arrays_that_are_no_images_are_refused(predictor, array):
         ([[0, 0, 9, np.inf]], "box 0: .* is not finite"),
         ([[0, 0, 0, 5]], "has no area"),
         ([[0, 0, 5, -5]], "has no area"),
-        ([[80, 0, 5, 5]], "box 0: .* lies outside of the image"),
-        ([[10, -9, 5, 9]], "lies outside of the image"),
-        ([[0, 0, 1e300, 5]], "lies outside of any image"),
+        ([[80, 0, 5, 5]], "box 0: .* lies outside the image"),
+        ([[10, -9, 5, 9]], "lies outside the image"),
+        ([[0, 0, 1e300, 5]], "lies outside any image"),
         ([[1, 2, 3]], "shape"),
         ([1, 2, 3, 4], "shape"),
-        ([["a", 2, 3, 4]], "no table of numbers"),
-        ([[1, 2, 3, 4], [1]], "no table of numbers"),
-        ({"a": 1}, "no table of numbers"),
+        ([["a", 2, 3, 4]], "must be a table of numbers"),
+        ([[1, 2, 3, 4], [1]], "must be a table of numbers"),
+        ({"a": 1}, "must be a table of numbers"),
         (5, "shape"),
     ],
 )
 def test_bad_boxes_are_named(predictor, boxes, message):
     with pytest.raises(InputError, match=f"image 0: .*{message}"):
         predictor(image(), boxes)
-    with pytest.raises(InputError, match="for 2 images a list"):
+    with pytest.raises(InputError, match="must be a list of 2 tables"):
         predictor([image(), image()], [None])
 
 

@@ -59,7 +59,7 @@ class Model(NamedTuple):
         params, stats = state_dict(abstract_model(self.config.model))
         if problems := mismatches({**self.params, **self.stats}, {**params, **stats}):
             raise InputError(
-                f"{self.origin}: its arrays do not fit its config in {len(problems)} entries: {'; '.join(problems[:3])}"
+                f"{self.origin}: arrays do not fit the config in {len(problems)} entries: {'; '.join(problems[:3])}"
             )
 
     def digest(self) -> str:
