@@ -179,7 +179,7 @@ def _one_of_twins(tensors: Tensors, beside: Tensors, ema: bool, source: str) -> 
             raise InputError(f"{source}: holds no weights under EMA names; leave out --ema")
         return plain
     taken, left = ("EMA names", "their own") if ema else ("their own names", "EMA names")
-    logger.info("%s: an EMAHook's file with two sets of weights: converting those under %s, not %s", source, taken, left)
+    logger.info("%s: an EMAHook's file with two sets of weights: read under %s, not %s", source, taken, left)
     if ema and beside:
         twins = _plain_names({name: tensor for name, tensor in beside.items() if name != _EMA_STEPS}, source)
     return {**plain, **twins} if ema else plain  # MMCV has EMA names for parameters only

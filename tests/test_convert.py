@@ -443,7 +443,7 @@ def test_of_weights_that_an_ema_hook_doubled_one_is_taken(mmpose, caplog, tmp_pa
     for ema, expected, taken in ((False, mmpose, "their own names"), (True, others, "EMA names")):
         caplog.clear()
         convert.from_torch(path, load_config(CONFIG), tmp_path / str(ema), ema=ema)
-        assert f"x.pth: an EMAHook's file with two sets of weights: converting those under {taken}, not" in caplog.text
+        assert f"x.pth: an EMAHook's file with two sets of weights: read under {taken}, not" in caplog.text
         convert.to_torch(tmp_path / str(ema), "mmpose", tmp_path / "back.safetensors")
         same(dict(sorted(load_file(tmp_path / "back.safetensors").items())), dict(sorted(expected.items())))
 

@@ -528,7 +528,7 @@ def test_the_command(folder, people, tmp_path):
     gone.unlink()
     command = ("hrnet_jax.predict", "--checkpoint", folder, "--output", tmp_path / "out", "--images", photos)
     done = run(*command, "--boxes", people / ANNOTATIONS, "--noflip_test", "--config.eval.keypoint_threshold=0.1")
-    assert f"1 names are no image of {photos}, for one {gone.name}" in done.stdout
+    assert f"1 names are not images in {photos}, e.g. {gone.name}" in done.stdout
     assert "5 images" in done.stdout
     assert len(records(tmp_path / "out")) == 5
     assert len(list((tmp_path / "out/drawn").iterdir())) == 5
@@ -538,7 +538,7 @@ def test_the_command(folder, people, tmp_path):
     ("arguments", "message"),
     [
         (["--images", "{tmp}/none"], "none: no such file or folder"),
-        (["--images", "{images}", "--boxes", "{tmp}/boxes.json"], "boxes.json: has no box on"),
+        (["--images", "{images}", "--boxes", "{tmp}/boxes.json"], "boxes.json: has no box for"),
         (["--images", "{tmp}/broken.jpg"], "broken.jpg: not an image"),
     ],
 )
