@@ -36,8 +36,8 @@ EXPLANATION = (
     "Kinds of keypoints after Ronchi & Perona, “Benchmarking and Error Diagnosis in Multi-Instance Pose Estimation” "
     "(ICCV 2017). Each keypoint is classified by the place with the highest similarity s (its term of OKS): its own "
     "place (good from 0.85, jitter from 0.5), the person's other side (inversion), another person's keypoint (swap) "
-    "or, below 0.5, none (miss). In the tables, similarity is the mean s to the own place; distance the median, in % of "
-    f"the square root of the person's area; within {_CLOSE:.0%} the share of keypoints within that distance."
+    "or, below 0.5, none (miss). In the tables, similarity is the mean s to the own place; distance the median, in % "
+    f"of the square root of the person's area; within {_CLOSE:.0%} the share of keypoints within that distance."
 )
 
 
