@@ -67,7 +67,7 @@ class Distortion:
 
 
 def augment_pixels(rng: np.random.Generator, crop: Crop, augmentation: Augmentation) -> Crop:
-    """Applies `photometric`, `coarse_dropout` and `grid_mask` to a copy, each with its probability.
+    """Applies `photometric`, `coarse_dropout` and `grid_mask`, each with its probability; the input is not modified.
 
     Draws no random numbers for probabilities of 0.
     """

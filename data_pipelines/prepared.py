@@ -80,7 +80,7 @@ class PreparedImages:
         image, stored = fields["image"], fields["file_name"].decode()
         name = self._name(shard, record, stored)
         if file and file != stored:
-            raise InputError(f"{name}: should be {file}; the folder's index does not match its shards: prepare it again")
+            raise InputError(f"{name}: should be {file}; the index does not match the shards: prepare the folder again")
         if zlib.crc32(image) != fields["crc32"][0]:
             raise InputError(f"{name}: the record is damaged (its image has a wrong CRC-32)")
         cells = Cells(image, name) if fields["cells"][0] else None

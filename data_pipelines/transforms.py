@@ -28,7 +28,7 @@ Matrix = Float[np.ndarray, "2 3"]
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The region that a crop shows: a box in the image by its centre and scale (pixels), rotated by `rotation` degrees."""
+    """The region that a crop shows: a box in the image by centre and scale (pixels), rotated by `rotation` degrees."""
 
     center: Point
     scale: Point
