@@ -159,7 +159,7 @@ def final_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
     state = start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), config.ema)
     newest = epath.Path(workdir) / "checkpoints" / str(checkpoint.steps(workdir / "checkpoints")[-1])
     assert checkpoint.damage(newest) is None
-    items, meta = checkpoint.restore(newest, to_items(on_mesh(state, create_mesh(jax.devices()[:1]))))
+    items, meta = checkpoint.restore(newest, to_items(on_mesh(state, replicated(create_mesh(jax.devices()[:1])))))
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(items))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}, meta["step"]
 

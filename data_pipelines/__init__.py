@@ -1,4 +1,4 @@
-"""From annotation files and images to batches of crops, on the host."""
+"""Turns annotation files and images into batches of crops, on the host."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,7 @@ __all__ = ["InputError", "create_eval_dataset", "create_train_dataset"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: the pipeline imports Grain, and Grain imports JAX, which who only wants a keypoint set or an
-    # AP should not wait for.
+    # Imported on first use: the pipeline imports Grain, which imports JAX; keypoint sets and AP do not need them.
     if name in ("create_eval_dataset", "create_train_dataset"):
         from data_pipelines import pipeline
 

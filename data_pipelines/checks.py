@@ -1,4 +1,4 @@
-"""What files may be, and what their records may hold, whichever command reads them."""
+"""Checks of files and records that are common to all commands."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jaxtyping import Float
 
 from data_pipelines.errors import InputError, brief
 
-# Pixels from an image's corner, which no coordinate is beyond; float32 tells quarters of a pixel there.
+# Largest valid coordinate, in pixels from an image's corner; float32 resolves it to 1/16 pixel.
 FARTHEST = 1e6
 
-# Of numbers that are no coordinates.
+# Limit of numbers that are not coordinates.
 LARGEST = float(np.finfo(np.float32).max)
 
 _VISIBILITY = (0, 1, 2)
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """Raises InputError for a pipe or a device, which may have no end; what is missing is for others to tell."""
+    """Raises InputError for a pipe or a device, which may have no end. Missing files are reported elsewhere."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
@@ -32,7 +32,7 @@ def check_regular(path: str | os.PathLike) -> None:
 
 
 def as_numbers(values: Any) -> np.ndarray | None:
-    """JSON's numbers as float64, null as NaN; None when there is anything else, strings of digits included."""
+    """JSON numbers as float64, null as NaN; None if there are other values, including strings of digits."""
     try:
         array = np.asarray(values)
         if array.dtype.kind == "O" and all(isinstance(v, int | float | None) for v in array.flat):
@@ -43,13 +43,13 @@ def as_numbers(values: Any) -> np.ndarray | None:
 
 
 def check_visibility(where: str, points: Float[np.ndarray, "keypoints 3"]) -> None:
-    """Raises InputError when a keypoint's visibility is not COCO's."""
+    """Raises InputError if a keypoint's visibility is not 0, 1 or 2."""
     if unknown := [v for v in points[:, 2].tolist() if v not in _VISIBILITY]:
         raise InputError(f"{where}: visibility must be 0 (unlabelled), 1 (occluded) or 2 (visible), not {unknown[0]:g}")
 
 
 def is_crowd(where: str, record: Mapping[str, Any]) -> bool:
-    """Whether an annotation is of a crowd. Raises InputError when it does not say so by 0 or 1."""
+    """Whether an annotation is a crowd. Raises InputError if `iscrowd` is not 0 or 1."""
     value = record.get("iscrowd", 0)
     if not isinstance(value, int | float) or value not in (0, 1):
         raise InputError(f"{where}: 'iscrowd' must be 0 or 1, not {brief(repr(value))}")

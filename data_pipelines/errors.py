@@ -1,4 +1,4 @@
-"""The error that a user can cause, and can mend; and how messages reach the terminal."""
+"""The error for invalid user input, and the formatting of messages for the terminal."""
 
 import logging
 import sys
@@ -9,23 +9,23 @@ _LISTED = 5
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: a path, a file's content, a config value.
+    """The user gave an invalid path, file or config value.
 
-    The message is one line that names the file, the record and what is wrong with it. Commands print it
-    without a traceback and exit with status 1.
+    The message is one line that names the file, the record and the problem. Commands print it without a traceback and
+    exit with status 1.
     """
 
 
 def brief(value: Any) -> str:
-    """A value of a file, whatever it is, as part of a message: on one line, 80 characters at most."""
+    """Formats any value for a message: on one line, at most 80 characters."""
     text = " ".join((value if isinstance(value, str) else repr(value)).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with escapes for what is not to be printed, but for the characters of `keep`.
+    """Escapes non-printable characters, except those in `keep`.
 
-    Names of files may hold newlines, a terminal's control sequences, and bytes that are not UTF-8.
+    File names may contain newlines, terminal control sequences and bytes that are not UTF-8.
     """
     if text.isprintable():
         return text
@@ -33,17 +33,17 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def utf8(name: str) -> str:
-    """A file's name with escapes for the bytes that are not UTF-8, for files that must be."""
+    """A file name with non-UTF-8 bytes escaped, for files that must be UTF-8."""
     return "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in name)
 
 
 def tell(error: Exception, kind: str = "error") -> None:
-    """Prints what ended a command, on one line."""
+    """Prints the error that ended a command, on one line."""
     print(printable(f"{kind}: {error}"), file=sys.stderr)
 
 
 class LogFormatter(logging.Formatter):
-    """Messages alone, printable; those below a warning may have several lines."""
+    """Formats only the message, printable; messages below a warning may have several lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The message of a record."""
@@ -51,12 +51,12 @@ class LogFormatter(logging.Formatter):
 
 
 def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8, as Python decodes names
+    if "\udc80" <= character <= "\udcff":  # a non-UTF-8 byte, as Python decodes file names
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
 
 def listed(items: Sequence[str]) -> str:
-    """Items as part of a message: the first few, and how many more there are."""
+    """Formats items for a message: the first few, and the number of others."""
     more = [f"and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
     return "; ".join([*items[:_LISTED], *more])

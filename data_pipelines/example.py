@@ -1,12 +1,12 @@
-"""tf.train.Example, the record of TensorFlow Datasets, without TensorFlow and without TensorFlow Datasets.
+"""Reads and writes tf.train.Example, the record format of TensorFlow Datasets, without TensorFlow or TFDS.
 
-Reading records is done in every worker process, where importing TFDS would cost a second and 50 MB. The message is
+Every worker process reads records; importing TFDS there would cost a second and 50 MB. The message is
 
     message Example   { Features features = 1; }
     message Features  { map<string, Feature> feature = 1; }
     message Feature   { oneof kind { BytesList bytes_list = 1; FloatList float_list = 2; Int64List int64_list = 3; } }
 
-where each list has a repeated field 1. A given example always has the same bytes, which protobuf does not promise.
+where each list is a repeated field 1. Encoding is deterministic, which protobuf does not guarantee.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _INT64 = 2**64 - 1
 
 
 def encode_example(features: Mapping[str, Value]) -> bytes:
-    """Serialises features: bytes, integers, and arrays of float32 or of integers, which lose their shape."""
+    """Serialises features: bytes, integers, and arrays of float32 or integers, which are flattened."""
     entries = [_field(1, _field(1, key.encode()) + _field(2, _feature(features[key]))) for key in sorted(features)]
     return _field(1, b"".join(entries))
 
 
 def decode_example(record: bytes, keys: Collection[str]) -> dict[str, Any]:
-    """Reads some features of an example: bytes, or a list of numbers. Raises ValueError when it is not well formed."""
+    """Reads some features of an example as bytes or lists of numbers. Raises ValueError if it is malformed."""
     wanted = {key.encode(): key for key in keys}
     features: dict[str, Any] = {}
     try:
@@ -72,12 +72,12 @@ def _integers(record: bytes, at: int, stop: int) -> Iterator[int]:
 
 
 def _field(number: int, payload: bytes) -> bytes:
-    """A field of wire type 2: all that an example has."""
+    """A field of wire type 2, the only type in an example."""
     return b"".join([bytes([number << 3 | 2]), _varint(len(payload)), payload])
 
 
 def _fields(record: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """The fields of a message at record[at:stop]: their numbers, and where their payloads start and stop."""
+    """Yields the fields of a message at record[at:stop]: field number, start and end of the payload."""
     while at < stop:
         tag = record[at]
         length, start = _read_varint(record, at + 1)

@@ -1,4 +1,4 @@
-"""Image files -> pixels."""
+"""Reads image files."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from data_pipelines.errors import InputError
 
-# Pipelines run many threads or processes of their own.
+# Pipelines run their own threads or processes.
 cv2.setNumThreads(0)
-# What OpenCV writes to standard error about a damaged file is said here by an InputError.
+# Damaged files are reported by InputError, not by OpenCV on standard error.
 cv2.setLogLevel(0)
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
-# A file of a few kilobytes can claim gigabytes of pixels.
+# A file of a few kilobytes can declare gigabytes of pixels.
 MAX_MEGAPIXELS = 50.0
 _BYTES_PER_PIXEL = 8  # 16-bit RGBA
-_MAX_SIDE = 32766  # pixels that OpenCV's warp takes
+_MAX_SIDE = 32766  # pixels, OpenCV's limit for warping
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-# By their first bytes. PIL.Image.open knows more formats than OpenCV decodes, and warns by a limit of its own.
+# By magic bytes. PIL.Image.open knows more formats than OpenCV decodes, and warns about sizes.
 _FORMATS: dict[bytes, type[PIL.ImageFile.ImageFile]] = {
     _JPEG_START: JpegImageFile,
     b"\x89PNG": PngImageFile,
@@ -48,7 +48,7 @@ _FORMATS: dict[bytes, type[PIL.ImageFile.ImageFile]] = {
 
 @runtime_checkable
 class Picture(Protocol):
-    """An image that was opened; how much of it is decoded, and when, is its own affair."""
+    """An opened image; implementations decide when and how much of it to decode."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,30 +56,30 @@ class Picture(Protocol):
         ...
 
     def pixels(self) -> Pixels:
-        """The whole image, BGR."""
+        """The complete image, BGR."""
         ...
 
     def region(self, x0: int, y0: int, x1: int, y1: int) -> tuple[Pixels, tuple[int, int]]:
-        """A part of the image, BGR, that holds what the image has of [x0, x1) x [y0, y1); and its corner's (x, y)."""
+        """A BGR part of the image that covers [x0, x1) x [y0, y1) within it, and the (x, y) of its corner."""
         ...
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Where images come from; they are numbered."""
+    """A numbered collection of images."""
 
     def name(self, number: int, file: str) -> str:
-        """What messages call an image."""
+        """The name of an image in messages."""
         ...
 
     def open(self, number: int, file: str) -> Picture:
-        """Opens an image. Raises InputError that names it when it cannot be read."""
+        """Opens an image. Raises InputError, which names the image, if it cannot be read."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-    """Images of a folder."""
+    """Images in a folder."""
 
     folder: str
 
@@ -89,13 +89,13 @@ class ImageFiles:
         return os.path.join(self.folder, file)
 
     def open(self, number: int, file: str) -> Decoded:
-        """Reads and decodes the whole file."""
+        """Reads and decodes the complete file."""
         return Decoded(read_image(self.name(number, file)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """A picture all of whose pixels are there."""
+    """A fully decoded picture."""
 
     image: Pixels
 
@@ -105,24 +105,24 @@ class Decoded:
         return self.image.shape[0], self.image.shape[1]
 
     def pixels(self) -> Pixels:
-        """The whole image, BGR."""
+        """The complete image, BGR."""
         return self.image
 
     def region(self, x0: int, y0: int, x1: int, y1: int) -> tuple[Pixels, tuple[int, int]]:
-        """The whole image."""
+        """The complete image."""
         del x0, y0, x1, y1
         return self.image, (0, 0)
 
 
 def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
-    """Reads an image as BGR, turned as its EXIF orientation says.
+    """Reads an image as BGR, rotated by its EXIF orientation.
 
     Args:
       path: a regular file: JPEG, PNG, WebP, BMP, TIFF or PNM.
-      max_megapixels: larger images are refused before they are decoded.
+      max_megapixels: larger images are refused without decoding.
 
     Raises:
-      InputError: names the file when it is missing, truncated, too large or no image.
+      InputError: the file is missing, truncated, too large or not an image.
     """
     try:
         facts = os.stat(path)
@@ -138,20 +138,20 @@ def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) 
         raise InputError(f"{path}: no such image") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError as error:  # a zero byte, or half a surrogate pair
+    except ValueError as error:  # a null byte or a lone surrogate
         raise InputError(f"{str(path)!r}: not a file name ({error})") from None
     return decode_image(data, path, max_megapixels)
 
 
 def read_rgb(path: str | os.PathLike, max_megapixels: float) -> Pixels:
-    """Reads an image file as RGB; raises InputError as `read_image`."""
+    """Reads an image file as RGB; raises InputError like `read_image`."""
     return cv2.cvtColor(read_image(path, max_megapixels), cv2.COLOR_BGR2RGB)
 
 
 def decode_image(data: bytes, name: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
-    """Decodes an image file's bytes to BGR; `name` is for messages. Raises InputError as `read_image`."""
-    # libjpeg fills what is missing of a truncated file with grey and only prints a warning. The end marker cannot
-    # occur within a scan, so a whole file has one and no scan begins after the last (a thumbnail has its own).
+    """Decodes an image file's bytes to BGR; `name` is for messages. Raises InputError like `read_image`."""
+    # libjpeg fills the missing part of a truncated file with grey and only prints a warning. The end marker cannot
+    # occur within a scan, so a complete file has one, and no scan starts after the last (a thumbnail has its own).
     if data.startswith(_JPEG_START) and ((end := data.rfind(_JPEG_END)) < 0 or _JPEG_SCAN in data[end:]):
         raise InputError(f"{name}: the JPEG is truncated ({len(data)} bytes without an end marker)")
     if size := _size(data):
@@ -171,22 +171,22 @@ def decode_image(data: bytes, name: str | os.PathLike, max_megapixels: float = M
 
 
 def check_name(where: str, name: str) -> str:
-    """Returns a file name that a data file gives. Raises InputError when it leads out of the folder it is below."""
+    """Returns a file name from a data file. Raises InputError if it leads out of the image folder."""
     if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts or "\0" in name:
         raise InputError(f"{where} {name!r} leaves the image folder")
     return name
 
 
 def _size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) from an image file's header, not turned; None when there is no sound one."""
+    """(height, width) from an image file's header, before rotation; None if the header is invalid."""
     for start, kind in _FORMATS.items():
         if data.startswith(start):
             try:
                 with kind(io.BytesIO(data)) as file:
                     width, height = file.size
                     if kind is PngImageFile:
-                        file.verify()  # checksums; libpng would write what is wrong to standard error
-            except Exception:  # Pillow's parsers raise many kinds
+                        file.verify()  # checksums; libpng would print errors to standard error
+            except Exception:  # Pillow's parsers raise many types
                 return None
             return height, width
     return None

@@ -1,4 +1,4 @@
-"""People in columns: in memory, or memory-mapped from a folder that worker processes share."""
+"""People as columns, in memory or memory-mapped from a folder that worker processes share."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _FACTS = "index.json"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Instances:
-    """N people in columns.
+    """N people as columns.
 
     Attributes:
-      name: of the source, for messages and per-source metrics.
+      name: the source's name, for messages and per-source metrics.
       images: opens the images.
-      files: image file names in UTF-8, one a distinct image.
-      file_index: for each instance, its image in `files`.
-      image_id: the annotation file's image id (its position in the file where ids are not integers, as in AIC's).
-      instance_id: the annotation's id (its position where there is none).
-      bbox: xywh in image pixels, as annotated (clip with `transforms.clip_box` once the image's size is known).
+      files: image file names in UTF-8, one per distinct image.
+      file_index: index of each instance's image in `files`.
+      image_id: the annotation file's image id (its position in the file if ids are not integers, as in AIC's).
+      instance_id: the annotation's id (its position if there is none).
+      bbox: xywh in image pixels, as annotated (clip with `transforms.clip_box` when the image's size is known).
       keypoints: x, y in image pixels and COCO visibility (0 unlabelled, 1 occluded, 2 visible), in the file's set.
       box_score: the detector's score; 1 for annotated boxes.
-      detected: whether the boxes come from a detector, whose boxes the reference does not clip.
-      dropped: how many people of the file were left out, by reason.
-      mapping: into the keypoint set that `points` gives.
-      index: the folder that the columns are memory-mapped from; None when they are in memory.
+      detected: whether the boxes come from a detector; MMPose does not clip those.
+      dropped: number of omitted people by reason.
+      mapping: maps keypoints to the keypoint set that `points` returns.
+      index: the folder that the columns are memory-mapped from; None if they are in memory.
     """
 
     name: str
@@ -62,20 +62,20 @@ class Instances:
         return len(self.file_index)
 
     def path(self, row: int) -> str:
-        """Where an instance's image is, for messages."""
+        """The name of an instance's image, for messages."""
         return self.images.name(int(self.file_index[row]), self._file(row))
 
     def open(self, row: int) -> Picture:
-        """An instance's image. Raises InputError when it cannot be read."""
+        """Opens an instance's image. Raises InputError if it cannot be read."""
         return self.images.open(int(self.file_index[row]), self._file(row))
 
     def points(self, row: int) -> Float[np.ndarray, "keypoints 3"]:
-        """An instance's keypoints, mapped."""
+        """An instance's keypoints after mapping."""
         keypoints = np.array(self.keypoints[row])
         return self.mapping.apply(keypoints) if self.mapping else keypoints
 
     def digest(self) -> str:
-        """SHA-256 of the people as they were annotated, wherever their images and the columns are."""
+        """SHA-256 of the annotated people, independent of the location of images and columns."""
         digest = hashlib.sha256()
         for name in _COLUMNS:
             column = np.ascontiguousarray(getattr(self, name))
@@ -84,16 +84,16 @@ class Instances:
         return digest.hexdigest()
 
     def mapped(self, mapping: KeypointMapping) -> Instances:
-        """The same people in another keypoint set."""
+        """The same people with keypoints mapped to another set."""
         return dataclasses.replace(self, mapping=None if mapping.source == mapping.target else mapping)
 
     def on_images_of(self, other: Instances) -> Instances:
-        """The same people on the images of another. Raises InputError when it lacks one."""
+        """The same people with the images of another source. Raises InputError if one is missing there."""
         numbers = {file: number for number, file in enumerate(other.files.tolist())}
         if missing := [file for file in self.files.tolist() if file not in numbers]:
             raise InputError(
-                f"{self.name}: {len(missing)} of its images, {missing[0].decode()} for one, were not prepared "
-                f"with those of {other.name}; prepare with --all-images"
+                f"{self.name}: {len(missing)} of its images, e.g. {missing[0].decode()}, were not prepared with those "
+                f"of {other.name}; prepare again with --all-images"
             )
         file_index = np.array([numbers[file] for file in self.files.tolist()], np.int32)[self.file_index]
         return dataclasses.replace(self, images=other.images, files=np.asarray(other.files), file_index=file_index)
@@ -102,7 +102,7 @@ class Instances:
         return self.files[self.file_index[row]].decode()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers get the folder's name and map the same pages; half a million people would be 200 MB each.
+        # Workers get the folder's name and map the same pages; half a million people would take 200 MB each.
         left_out = _COLUMNS if self.index else ()
         return {key: value for key, value in self.__dict__.items() if key not in left_out}
 
@@ -113,9 +113,9 @@ class Instances:
 
 
 def write_index(folder: str | os.PathLike, instances: Instances) -> None:
-    """Writes instances' columns into a folder, which appears whole or not at all; an existing one stays.
+    """Writes instances' columns into a folder, atomically; an existing folder is kept.
 
-    Raises InputError when the disk refuses.
+    Raises InputError if writing fails.
     """
     folder = pathlib.Path(folder)
     facts = {"name": instances.name, "detected": instances.detected, "dropped": dict(instances.dropped)}
@@ -127,12 +127,12 @@ def write_index(folder: str | os.PathLike, instances: Instances) -> None:
                 np.save(partial / f"{column}.npy", getattr(instances, column))
             (partial / _FACTS).write_text(json_text({"format_version": FORMAT_VERSION, **facts}))
     except InputError:
-        if not (folder / _FACTS).exists():  # another process may have been first; its columns are the same
+        if not (folder / _FACTS).exists():  # otherwise another process has written the same columns
             raise
 
 
 def read_index(folder: str | os.PathLike, images: ImageSource) -> Instances:
-    """Maps a folder that `write_index` wrote. Raises InputError or ValueError when it is damaged or missing."""
+    """Maps a folder written by `write_index`. Raises InputError or ValueError if it is damaged or missing."""
     folder = pathlib.Path(folder).absolute()
     facts = read_json(folder / _FACTS)
     if facts.pop("format_version") != FORMAT_VERSION:

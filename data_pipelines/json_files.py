@@ -1,4 +1,4 @@
-"""JSON files: read whole or piece by piece, written whole or not at all."""
+"""JSON files: read completely or in pieces, written atomically."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _decode = json.JSONDecoder().raw_decode
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Parses a JSON file. Raises InputError that names the file when it is missing or is not JSON."""
+    """Parses a JSON file. Raises InputError, which names the file, if it is missing or not JSON."""
     check_regular(path)
     with _errors_named(path):
         return json.loads(epath.Path(path).read_bytes())
 
 
 def stream_json(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    """Parses a JSON file piece by piece; a 250 MB file of polygons never stands in memory as Python objects.
+    """Parses a JSON file in pieces, so that a 250 MB file is never in memory as Python objects.
 
     Yields:
       (key, element) for each element of the lists of a top-level object, (key, value) for its other values, and
       ("", element) for each element of a top-level list.
 
     Raises:
-      InputError: as `read_json`, when the place is reached.
+      InputError: like `read_json`, when the error's position is reached.
     """
     check_regular(path)
     with _errors_named(path):
@@ -43,12 +43,12 @@ def stream_json(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
 
 
 def write_json(path: str | os.PathLike, content: Any, indent: int | None = 2) -> None:
-    """Writes JSON as `storage.whole` does. Raises InputError when the disk refuses."""
+    """Writes JSON atomically (`storage.whole`). Raises InputError if writing fails."""
     storage.write(path, json_text(content, indent))
 
 
 def json_text(content: Any, indent: int | None = 2) -> str:
-    """What `write_json` writes. Raises ValueError for numbers that JSON does not have, NaN for one."""
+    """The text that `write_json` writes. Raises ValueError for numbers that JSON does not have, e.g. NaN."""
     separators = None if indent else (",", ":")
     return json.dumps(content, indent=indent, separators=separators, allow_nan=False) + "\n"
 
@@ -67,7 +67,7 @@ class _Text:
             case "{":
                 yield from self._members()
             case _:
-                self._value()  # a lone value has no pieces
+                self._value()  # a single value has no pieces
         if self._next():
             raise json.JSONDecodeError("Extra data", self._text, self._at)
 
@@ -130,4 +130,4 @@ def _errors_named(path: str | os.PathLike) -> Iterator[None]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     except RecursionError:
-        raise InputError(f"{path}: not JSON that can be read (nested too deep)") from None
+        raise InputError(f"{path}: JSON is nested too deeply to be read") from None

@@ -1,10 +1,10 @@
-"""Keypoint sets: what a keypoint is called, mirrors to, measures by and connects to.
+"""Keypoint sets: names, flip pairs, OKS sigmas and skeletons.
 
-One `KeypointSet` drives the network's outputs, the augmentations, the flip test, OKS, the drawings and the
-metadata of an export. Everything that depends on the order of keypoints takes it from here.
+A `KeypointSet` defines the network's outputs, the augmentations, the flip test, OKS, the drawings and the metadata of
+an export. All code that depends on the order of keypoints uses it.
 
-Sources of the numbers: COCO's names, skeleton and sigmas are those of cocodataset.org; AIC's sigmas are those of
-the AI Challenger evaluation script; the 19-keypoint union and the upper and lower body follow MMPose 1.3.2.
+Sources: COCO's names, skeleton and sigmas are from cocodataset.org; AIC's sigmas are from the AI Challenger evaluation
+script; the 19-keypoint union and the upper and lower body follow MMPose 1.3.2.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class KeypointSet:
     """An ordered set of K named keypoints.
 
     Attributes:
-      name: what configs and files call the set.
+      name: the set's name in configs and files.
       names: the K keypoint names, in order.
       sigmas: K OKS sigmas (COCO's k_i / 2), as fractions of the square root of the object's area.
-      flip_pairs: pairs of names that trade places when the image is mirrored; the others map to themselves.
+      flip_pairs: pairs of names that are swapped when the image is mirrored; the others map to themselves.
       upper_body: names that the half-body augmentation counts as upper; the others are lower.
       skeleton: pairs of names joined by a line in drawings.
     """
@@ -62,18 +62,18 @@ class KeypointSet:
             raise InputError(f"keypoint set {self.name!r}: unknown keypoints {unknown}")
         paired = [name for pair in self.flip_pairs for name in pair]
         if len(set(paired)) != len(paired):
-            raise InputError(f"keypoint set {self.name!r}: a keypoint stands in two flip pairs")
+            raise InputError(f"keypoint set {self.name!r}: a keypoint occurs in two flip pairs")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def index(self, name: str) -> int:
-        """The position of a keypoint by its name."""
+        """The index of a keypoint by name."""
         return self.names.index(name)
 
     @functools.cached_property
     def flip_indices(self) -> Int[np.ndarray, " keypoints"]:
-        """For each keypoint, the one it becomes in a mirrored image."""
+        """For each keypoint, the index of its left-right counterpart."""
         indices = np.arange(len(self))
         for a, b in self.flip_pairs:
             indices[self.index(a)], indices[self.index(b)] = self.index(b), self.index(a)
@@ -86,12 +86,12 @@ class KeypointSet:
 
     @functools.cached_property
     def skeleton_indices(self) -> tuple[tuple[int, int], ...]:
-        """The skeleton's lines as pairs of positions."""
+        """The skeleton's lines as pairs of indices."""
         return tuple((self.index(a), self.index(b)) for a, b in self.skeleton)
 
     @functools.cached_property
     def colours(self) -> tuple[tuple[int, int, int], ...]:
-        """One RGB colour a keypoint: left, right and middle keep the same three everywhere."""
+        """An RGB colour per keypoint: one each for left, right and middle."""
         side = {"left": LEFT_COLOUR, "right": RIGHT_COLOUR}
         return tuple(side.get(name.split("_")[0], MIDDLE_COLOUR) for name in self.names)
 
@@ -156,7 +156,7 @@ AIC = KeypointSet(
     ),
 )
 
-# COCO's 17 followed by AIC's two extra joints, which take the sigma of the nose.
+# COCO's 17 keypoints followed by AIC's two additional ones, with the nose's sigma.
 COCO_AIC = KeypointSet(
     name="coco_aic",
     names=(*COCO.names, "head_top", "neck"),
@@ -170,10 +170,10 @@ KEYPOINT_SETS = {keypoint_set.name: keypoint_set for keypoint_set in (COCO, AIC,
 
 
 def keypoint_set(name: str | KeypointSet | Config) -> KeypointSet:
-    """Returns the set of that name; a `KeypointSet` passes through.
+    """Returns the keypoint set with this name; a `KeypointSet` is returned unchanged.
 
-    A mapping holds a set's attributes, as a config that was stored as JSON has them of a set of the user's own. Raises
-    InputError for an unknown name, and when the attributes are none of a set.
+    A mapping must hold a set's attributes, as in a config stored as JSON. Raises InputError for an unknown name or
+    invalid attributes.
     """
     if isinstance(name, KeypointSet):
         return name
@@ -192,21 +192,21 @@ def _from_attributes(attributes: dict[str, Any]) -> KeypointSet:
     names, sigmas, flip_pairs, upper_body, skeleton = lists
     sound = isinstance(name, str) and all(isinstance(value, (list, tuple)) for value in lists)
     if not sound or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in (*flip_pairs, *skeleton)):
-        raise InputError(f"keypoint set {name!r}: its attributes are no lists, or its pairs no pairs")
+        raise InputError(f"keypoint set {name!r}: some attributes are not lists, or some pairs not pairs")
     if not all(isinstance(sigma, (int, float)) for sigma in sigmas):
         raise InputError(f"keypoint set {name!r}: sigmas must be numbers above 0")
     if not all(isinstance(text, str) for text in (*names, *upper_body, *itertools.chain(*flip_pairs, *skeleton))):
-        raise InputError(f"keypoint set {name!r}: some of its names are no strings")
+        raise InputError(f"keypoint set {name!r}: some of its names are not strings")
     pairs, lines = (tuple((a, b) for a, b in both) for both in (flip_pairs, skeleton))
     return KeypointSet(name, tuple(names), tuple(map(float, sigmas)), pairs, tuple(upper_body), lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class KeypointMapping:
-    """Carries keypoints of one set over to another by name.
+    """Maps keypoints from one set to another by name.
 
-    AIC -> COCO keeps the 12 joints that both have ("merge"); COCO -> COCO_AIC and AIC -> COCO_AIC fill the
-    19-keypoint union ("combine"). Raises InputError when the two sets share no name.
+    AIC -> COCO keeps the 12 common joints ("merge"); COCO -> COCO_AIC and AIC -> COCO_AIC fill the 19-keypoint union
+    ("combine"). Raises InputError if the two sets have no common name.
     """
 
     source: KeypointSet
@@ -218,11 +218,11 @@ class KeypointMapping:
 
     @functools.cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """(position in source, position in target) for every shared name, in the source's order."""
+        """(index in source, index in target) for every common name, in the source's order."""
         return tuple((i, self.target.index(n)) for i, n in enumerate(self.source.names) if n in self.target.names)
 
     def apply(self, keypoints: Float[np.ndarray, "*batch source 3"]) -> Float[np.ndarray, "*batch target 3"]:
-        """Maps (x, y, visibility) rows; target keypoints that the source lacks become zeros (unlabelled)."""
+        """Maps (x, y, visibility) rows; target keypoints missing in the source become zeros (unlabelled)."""
         if keypoints.shape[-2] != len(self.source):
             raise InputError(
                 f"{keypoints.shape[-2]} keypoints given where set {self.source.name!r} has {len(self.source)}"

@@ -1,8 +1,8 @@
-"""Instances -> batches of crops.
+"""Batches of crops for training and evaluation.
 
-Training is one endless stream in which sample i is a function of (seed, i): which instance, which view of it, which
-replacement when its image cannot be read. Hosts, workers and restarts only choose which part of the stream to
-compute, so they never change it. Nothing random may come after `_HostSlice`, whose indices are local.
+Training is an endless stream in which sample i is a function of (seed, i): the instance, its view, and the replacement
+if its image cannot be read. Hosts, workers and restarts only select parts of the stream and never change it. Nothing
+random may follow `_HostSlice`, whose indices are local.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from data_pipelines.processes import become_worker, starting_workers
 from data_pipelines.transforms import Augmentation, View
 from data_pipelines.types import Batch, Config
 
-# How often an unreadable sample is drawn again before the stream gives up.
+# Attempts to replace an unreadable sample before raising an error.
 _ATTEMPTS = 100
 
 # Batches that threads compute while worker processes start.
 _WHILE_STARTING = 8
 
-# Batches that a worker process has ready.
+# Batches that a worker process prefetches.
 _AHEAD = 2
 
 
@@ -57,11 +57,11 @@ def create_eval_dataset(config: Config, *, batch_size: int, host: int = 0, hosts
 
 @dataclasses.dataclass(frozen=True)
 class TrainData:
-    """The training people of all sources and the function from a global index to a sample.
+    """The training people of all sources, and the function from a global index to a sample.
 
     A sample is a dict: `image` uint8 [H,W,3] RGB crop, `keypoints` float32 [K,2] in crop pixels, `visible` float32
-    [K] (1 for labelled points), `index` int64, `source` int32 (position in `sources`), `instance_id` int64 and
-    `valid` bool: False where the instance's image could not be read and another instance stands in its place.
+    [K] (1 for labelled points), `index` int64, `source` int32 (index in `sources`), `instance_id` int64 and `valid`
+    bool: False if the instance's image could not be read and another instance replaces it.
     """
 
     sources: tuple[Instances, ...]
@@ -70,12 +70,12 @@ class TrainData:
     warp: str
     augmentation: Augmentation
     seed: int
-    weights: tuple[float, ...] = ()  # how often each source is drawn; none: as often as it has people
-    epoch_size: int = 0  # samples that count as an epoch of a weighted mix
+    weights: tuple[float, ...] = ()  # sampling weight of each source; empty: in proportion to its people
+    epoch_size: int = 0  # samples per epoch of a weighted mix
 
     @classmethod
     def load(cls, config: Config, seed: int) -> TrainData:
-        """Reads the annotations of `config.train`'s sources, mapped into the model's keypoint set."""
+        """Reads the annotations of `config.train`'s sources, mapped to the model's keypoint set."""
         target = keypoint_set(config["keypoints"])
         sources = []
         for name, source in config["train"].items():
@@ -89,14 +89,14 @@ class TrainData:
         return cls(tuple(sources), size, target, config["warp"], augmentation, seed, weights, epoch_size)
 
     def __len__(self) -> int:
-        """Samples an epoch."""
+        """Samples per epoch."""
         return self.epoch_size or self._people
 
     def order(self) -> grain.MapDataset:
-        """Which person each global index shows, without end.
+        """The person of each global index, endless.
 
-        Unweighted, epoch after epoch, each with everybody in an order of its own. Weighted, each source so, and
-        sources take turns in proportion to their weights.
+        Without weights, each epoch is a new permutation of all people. With weights, this holds for each source, and
+        sources alternate in proportion to their weights.
         """
         if not self.weights:
             return grain.MapDataset.range(self._people).seed(self.seed).shuffle().repeat()
@@ -113,19 +113,19 @@ class TrainData:
         return sum(len(source) for source in self.sources)
 
     def batches(self, batch_size: int, *, start_step: int = 0, host: int = 0, hosts: int = 1) -> grain.MapDataset:
-        """Returns the endless stream of batches from `start_step` on.
+        """Returns the endless stream of batches, starting at `start_step`.
 
         Args:
-          batch_size: samples a step over all hosts.
-          start_step: the first step; the loader's whole state.
+          batch_size: samples per step over all hosts.
+          start_step: the first step; the loader has no other state.
           host: this host's number.
-          hosts: how many hosts there are; each gets a contiguous part of every global batch, in host order.
+          hosts: number of hosts; each gets a contiguous part of every global batch, in host order.
 
         Returns:
           A MapDataset of dicts of stacked samples [batch_size / hosts, ...].
 
         Raises:
-          InputError: when the batch does not divide by the hosts.
+          InputError: the batch size does not divide by the number of hosts.
         """
         if batch_size % hosts:
             raise InputError(f"config.batch_size={batch_size} does not divide by {hosts} hosts")
@@ -133,7 +133,7 @@ class TrainData:
         return samples.batch(batch_size // hosts, batch_fn=stack)[start_step:]
 
     def sample(self, index: int, row: int) -> Batch:
-        """Returns sample `index`, which shows person `row`, or another where that one's image cannot be read."""
+        """Returns sample `index` of person `row`, or of another person if that image cannot be read."""
         last = None
         for attempt in range(_ATTEMPTS):
             rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, attempt, index]))
@@ -173,7 +173,7 @@ class TrainData:
 
         matrix = transforms.warp_matrix(view, self.input_size, self.warp)
         from_image = transforms.mirrored(matrix, width) if flip else matrix
-        # Pixels last: what shows whom, and where, is the same with and without them.
+        # Pixels last, so that the person and the view do not depend on pixel augmentations.
         crop = augment_pixels(rng, _crop(picture, from_image, self.input_size), self.augmentation)
         return {
             "image": crop,
@@ -190,23 +190,23 @@ class TrainData:
 class EvalData:
     """One pass over the evaluation boxes in image order; every image is decoded once.
 
-    Iterating gives batches of exactly `batch_size / hosts` rows: the training fields, with `index` counting the boxes
-    of the file, and `image_id` int64, `center` and `scale` float32 [2] (the crop's view, in image pixels), `box`
-    float32 xyxy [4], `box_score` float32. Hosts own whole images and all run the same number of steps; rows that pad
-    have `valid` False. An image that cannot be read raises InputError.
+    Iterating gives batches of exactly `batch_size / hosts` rows with the training fields, where `index` counts the
+    file's boxes, and `image_id` int64, `center` and `scale` float32 [2] (the crop's view, in image pixels), `box`
+    float32 xyxy [4], `box_score` float32. Each image belongs to one host, and all hosts run the same number of steps;
+    padding rows have `valid` False. An image that cannot be read raises InputError.
     """
 
     instances: Instances
     input_size: tuple[int, int]
     warp: str
     batch_size: int
-    images: tuple[list[int], ...]  # this host's, each the rows of one image
+    images: tuple[list[int], ...]  # this host's images, each as a list of rows
     steps: int
     threads: int
 
     @classmethod
     def load(cls, config: Config, batch_size: int, host: int = 0, hosts: int = 1) -> EvalData:
-        """Reads the annotated boxes of `config.eval`, or a detector's when `config.eval.boxes` names a file."""
+        """Reads the annotated boxes of `config.eval`, or a detector's if `config.eval.boxes` names a file."""
         if batch_size % hosts:
             raise InputError(f"config.eval.batch_size={batch_size} does not divide by {hosts} hosts")
         source = config["eval"]
@@ -292,7 +292,7 @@ class EvalData:
 
 
 class Ahead(Iterator[Any]):
-    """Elements that are computed ahead of use; close it when done."""
+    """Iterates over elements that are prefetched; close it when done."""
 
     def __init__(self, first: grain.DatasetIterator, workers: Sequence[grain.DatasetIterator] = ()):
         self._parts = [first, *workers]
@@ -308,7 +308,7 @@ class Ahead(Iterator[Any]):
 
 
 def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> Ahead:
-    """Computes a dataset's elements ahead of use: by threads in this process, or by worker processes.
+    """Prefetches a dataset's elements, by threads in this process or by worker processes.
 
     With workers, threads compute the first elements while the processes start, which takes seconds. A worker that
     dies raises RuntimeError within seconds.
@@ -317,12 +317,12 @@ def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> Ahead:
     first = iter(dataset[: _WHILE_STARTING if workers else None].to_iter_dataset(options))
     if not workers:
         return Ahead(first)
-    # Grain hands its absl flags to the workers, and refuses to before they are parsed.
+    # Grain passes its absl flags to the workers, which requires that they are parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     parts: list[grain.DatasetIterator] = []
     try:
-        # Grain's `mp_prefetch` starts processes in threads of its own, at some time after the first element is wanted.
+        # Grain's `mp_prefetch` starts processes in its own threads, some time after the first element is requested.
         with starting_workers():
             for number in range(workers):
                 part = dataset[_WHILE_STARTING + number :: workers].to_iter_dataset(options)
@@ -336,7 +336,7 @@ def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> Ahead:
 
 
 def _in_turns(parts: Sequence[grain.DatasetIterator]) -> Iterator[Any]:
-    """Element i of part i % n, until one has no more."""
+    """Yields element i of part i % n, until a part is exhausted."""
     for part in itertools.cycle(parts):
         try:
             yield next(part)
@@ -350,14 +350,14 @@ def stack(samples: Sequence[Batch]) -> Batch:
 
 
 class _HostSlice(grain.MapDataset):
-    """The samples of one host: contiguous runs of `size`, one from each global batch of `size * hosts`."""
+    """The samples of one host: a contiguous run of `size` from each global batch of `size * hosts`."""
 
     def __init__(self, parent: grain.MapDataset, size: int, host: int, hosts: int):
         super().__init__(parent)
         self._size, self._host, self._hosts = size, host, hosts
 
     def __len__(self) -> int:
-        # Half of an endless length: Grain's batch rounds lengths in floating point, up and over sys.maxsize.
+        # Half of an endless length: Grain's batch rounds lengths in floating point, which would exceed sys.maxsize.
         return len(self._parent) // (2 * self._hosts)
 
     def __getitem__(self, index: Any) -> Any:
@@ -372,7 +372,7 @@ def _annotated(config: Config, source: Config) -> Instances:
     if config["format"] == "tfds":
         return load_prepared(_path(config, source["prepared"]), labels)
     if config["format"] != "files":
-        raise InputError(f"config.data.format={config['format']!r}: there are 'files' and 'tfds'")
+        raise InputError(f"config.data.format={config['format']!r}: must be 'files' or 'tfds'")
     return cached_instances(
         config["cache_dir"], _path(config, source["annotations"]), _path(config, source["images"]), labels
     )
@@ -391,17 +391,17 @@ def _path(config: Config, path: str) -> str:
 
 
 def mix_weights(config: Config, sources: Sequence[str]) -> tuple[tuple[float, ...], int]:
-    """The weights of the sources, in their order, and the samples an epoch; neither when all are 0 in `config.mix`."""
+    """The sources' weights, in order, and the samples per epoch; empty and 0 if all weights in `config.mix` are 0."""
     mix = dict(config["mix"])
     if not any(mix.values()):
         return (), 0
     if sorted(mix) != sorted(sources):
-        raise InputError(f"config.data.mix names {sorted(mix)}, config.data.train {sorted(sources)}")
+        raise InputError(f"config.data.mix names {sorted(mix)}, config.data.train {sorted(sources)}; name the same")
     weights = tuple(float(mix[name]) for name in sources)
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise InputError(f"config.data.mix={mix}: weights must be above 0")
     if config["epoch_size"] < 1:
-        raise InputError("config.data.epoch_size must say how many samples of the mix count as an epoch")
+        raise InputError("config.data.epoch_size must say how many samples of the mix are an epoch, at least 1")
     return weights, int(config["epoch_size"])
 
 
@@ -413,13 +413,13 @@ def _clipped(instances: Instances, row: int, size: tuple[int, int]) -> np.ndarra
     if (xyxy[2:] <= xyxy[:2]).any():
         raise InputError(
             f"{instances.path(row)}: the box {box.tolist()} (xywh) of instance {instances.instance_id[row]} lies "
-            f"outside of the image ({size[1]}x{size[0]})"
+            f"outside the image ({size[1]}x{size[0]})"
         )
     return xyxy
 
 
 def _crop(picture: Picture, matrix: transforms.Matrix, size: tuple[int, int]) -> np.ndarray:
-    """Warps a picture, of which only the part that the crop shows is needed."""
+    """Warps a picture, reading only the region that the crop shows."""
     pixels, origin = picture.region(*transforms.shown_region(matrix, size))
     if origin != (0, 0):
         matrix = matrix.copy()

@@ -1,10 +1,10 @@
-"""Random changes of a crop's pixels that leave its keypoints where they are.
+"""Random changes of a crop's pixels that do not move its keypoints.
 
-As in MMPose 1.3.2's configs they come after the affine, on the crop: PhotometricDistortion, and Albumentations'
-CoarseDropout and GridDropout. Holes are black, as is what lies outside of the image. Crops are uint8 RGB.
+As in MMPose 1.3.2's configs, they are applied to the crop after the affine: PhotometricDistortion, and Albumentations'
+CoarseDropout and GridDropout. Holes are black, like the area outside the image. Crops are uint8 RGB.
 
-PhotometricDistortion has two bugs that are mended here: "contrast first" changed no contrast and "contrast last" did
-it twice, before and after the change of colour; and a hue below 0 wrapped at 256, where OpenCV's circle has 180.
+Two bugs of PhotometricDistortion are fixed: "contrast first" did not change the contrast and "contrast last" changed it
+twice, before and after the colour; and a hue below 0 wrapped at 256 instead of 180, the range of OpenCV's hue.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from data_pipelines.transforms import Augmentation
 BRIGHTNESS = 32.0  # grey levels, up or down
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
-HUE = (-18, 17)  # OpenCV's hues, 2 degrees each; the reference's range leaves out the 18
-HOLES = (1, 8)  # coarse dropout: holes in a crop
-HOLE_SIDE = (10, 40)  # pixels, height and width by themselves
+HUE = (-18, 17)  # OpenCV's hues, 2 degrees each; as in MMPose, 18 is excluded
+HOLES = (1, 8)  # coarse dropout: holes per crop
+HOLE_SIDE = (10, 40)  # pixels; height and width are drawn independently
 GRID_UNIT = (10, 40)  # grid mask: pixels from one hole to the next; a hole is half as wide
 
 Crop = UInt8[np.ndarray, "height width 3"]
@@ -30,15 +30,15 @@ Crop = UInt8[np.ndarray, "height width 3"]
 
 @dataclasses.dataclass(frozen=True)
 class Distortion:
-    """A change of colours; the defaults change nothing.
+    """A colour change; the defaults change nothing.
 
     Attributes:
       brightness: added to every value.
       contrast: multiplies every value.
-      contrast_first: whether it does so before saturation and hue change, or after that.
+      contrast_first: whether contrast is changed before saturation and hue, or after.
       saturation: multiplies the HSV saturation.
-      hue: added to OpenCV's hue, which goes round at 180.
-      channels: which channel each of the three is taken from.
+      hue: added to OpenCV's hue, modulo 180.
+      channels: source channel of each of the three channels.
     """
 
     brightness: float = 0.0
@@ -50,7 +50,7 @@ class Distortion:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Distortion:
-        """Draws one as the reference does: each part by itself, in half of the cases."""
+        """Draws a distortion as MMPose does: each part independently, with probability 1/2."""
         brighten, contrast, contrast_first, saturate, turn, swap = rng.random(6) < 0.5
         brightness = rng.uniform(-BRIGHTNESS, BRIGHTNESS)
         factor, saturation = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
@@ -67,9 +67,9 @@ class Distortion:
 
 
 def augment_pixels(rng: np.random.Generator, crop: Crop, augmentation: Augmentation) -> Crop:
-    """Applies, each with its probability, `photometric`, `coarse_dropout` and `grid_mask`.
+    """Applies `photometric`, `coarse_dropout` and `grid_mask`, each with its probability; the input is not modified.
 
-    Draws nothing for those of probability 0. The crop itself is not changed.
+    Draws no random numbers for probabilities of 0.
     """
     if augmentation.photometric and rng.random() < augmentation.photometric:
         crop = distort(crop, Distortion.random(rng))
@@ -81,7 +81,7 @@ def augment_pixels(rng: np.random.Generator, crop: Crop, augmentation: Augmentat
 
 
 def distort(crop: Crop, distortion: Distortion) -> Crop:
-    """Changes brightness, contrast, saturation, hue and the order of channels, each rounded down to whole levels."""
+    """Changes brightness, contrast, saturation, hue and the order of channels; each step rounds down."""
     d = distortion
     first, last = (d.contrast, 1.0) if d.contrast_first else (1.0, d.contrast)
     values = _scaled(_scaled(_LEVELS, 1.0, d.brightness), first)
@@ -99,7 +99,7 @@ def distort(crop: Crop, distortion: Distortion) -> Crop:
 
 
 def coarse_dropout(rng: np.random.Generator, crop: Crop) -> Crop:
-    """Blackens one to eight rectangles that lie within the crop and may overlap."""
+    """Blackens one to eight rectangles within the crop, which may overlap."""
     crop = crop.copy()
     shape = np.array(crop.shape[:2])
     for _ in range(rng.integers(*HOLES, endpoint=True)):
@@ -110,7 +110,7 @@ def coarse_dropout(rng: np.random.Generator, crop: Crop) -> Crop:
 
 
 def grid_mask(rng: np.random.Generator, crop: Crop) -> Crop:
-    """Blackens squares on a grid, a quarter of the crop: GridMask (Chen et al. 2020) without its turning."""
+    """Blackens squares on a grid, a quarter of the crop: GridMask (Chen et al. 2020) without rotation."""
     height, width = crop.shape[:2]
     unit = int(rng.integers(GRID_UNIT[0], min(GRID_UNIT[1], height, width), endpoint=True))
     hole = unit // 2
@@ -124,6 +124,6 @@ _LEVELS = np.arange(256)
 
 
 def _scaled(values: np.ndarray, alpha: float, beta: float = 0.0) -> UInt8[np.ndarray, "256"]:
-    # float32, whose rounding decides a level here and there.
+    # float32, because its rounding affects some levels.
     scaled = values.astype(np.float32) * np.float32(alpha) + np.float32(beta)
     return np.clip(scaled, 0, 255).astype(np.uint8)

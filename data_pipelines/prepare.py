@@ -1,7 +1,7 @@
-"""Turns annotations and image files into shards of records that training reads with far less decoding.
+"""Converts annotations and image files to shards of records, which training reads with far less decoding.
 
-The output folder is a TensorFlow Datasets data set of one split, with a report and the index that training reads its
-people from. Stopped at any time, the same command continues with the first shard that is not finished.
+The output folder is a TensorFlow Datasets data set of one split, with a report and an index of the people for training.
+If stopped, the same command continues with the first unfinished shard.
 """
 
 from __future__ import annotations
@@ -60,25 +60,25 @@ def prepare(
     """Prepares one split.
 
     Args:
-      annotations: as `annotations.load_instances` takes.
-      images: the folder of its images.
-      keypoints: the set that the file annotates, or its name.
-      output: the folder to write, `NAME_SPLIT`, on a local disk; what an earlier run finished there is kept.
-      original: store the image files as they are, instead of as cells.
-      all_images: also those without a person who is kept.
-      processes: how many work at it; one works in this process.
-      against: folders prepared earlier, to look there for the same images.
-      max_unreadable: the share of images that may be left out because they cannot be used.
-      images_per_shard: how many images go into a file.
+      annotations: see `annotations.load_instances`.
+      images: the folder of the images.
+      keypoints: the file's keypoint set, or its name.
+      output: the folder to write, `NAME_SPLIT`, on a local disk; finished shards of an earlier run are kept.
+      original: store the image files unchanged instead of as cells.
+      all_images: include images without people.
+      processes: number of processes; 1: this process.
+      against: folders prepared earlier, to check for the same images.
+      max_unreadable: maximum share of unusable images.
+      images_per_shard: number of images per file.
 
     Returns:
-      The report, which is also written into the folder.
+      The report, which is also written to the folder.
 
     Raises:
-      InputError: the annotations are wrong, too many images cannot be used, or the folder cannot be written.
+      InputError: the annotations are invalid, too many images are unusable, or the folder cannot be written.
     """
     if min(processes, images_per_shard) < 1:
-        raise InputError(f"--processes {processes}, --images-per-shard {images_per_shard}: at least one of each")
+        raise InputError(f"--processes={processes}, --images-per-shard={images_per_shard}: both must be at least 1")
     storage.check_output(output, folder=True)
     start = time.time()
     annotations, output, labels = pathlib.Path(annotations), pathlib.Path(output), keypoint_set(keypoints)
@@ -109,13 +109,13 @@ def prepare(
 
 
 def upload(folder: pathlib.Path, target: epath.Path) -> None:
-    """Copies a prepared folder to where `etils.epath` writes, a bucket for one; what says that it is finished, last."""
+    """Copies a prepared folder to a path that `etils.epath` can write, e.g. in a bucket; the completion marker last."""
     (target / FINISHED).unlink(missing_ok=True)
     storage.upload(folder, target, last=FINISHED)
 
 
 def _source_images(annotations: pathlib.Path, instances: Instances, all_images: bool) -> list[SourceImage]:
-    """The images to prepare: those with people in the order of `instances.files`, then, if asked for, the others."""
+    """The images to prepare: those with people in the order of `instances.files`, then with `all_images` the others."""
     listed: dict[str, tuple[int, tuple[int, int] | None]] = {}
     for key, piece in stream_json(annotations):
         if key == "images":
@@ -185,8 +185,8 @@ def _in_processes(shards: list[Shard], processes: int, take: Callable[[Shard, di
                 take(futures[future], future.result())
         except concurrent.futures.process.BrokenProcessPool:
             raise InputError(
-                "a worker process was killed, likely for want of memory; the same command continues, "
-                f"with fewer --processes than {processes} it needs less"
+                "a worker process was killed, probably because memory ran out; run the same command with fewer "
+                f"--processes than {processes}, it continues and needs less"
             ) from None
         finally:
             stop.set()
@@ -194,7 +194,7 @@ def _in_processes(shards: list[Shard], processes: int, take: Callable[[Shard, di
 
 
 def _kept(instances: Instances, files: list[str]) -> Instances:
-    """The people whose images have records; `files` are then those of the records, in their order."""
+    """The people whose images have records; `files` becomes that of the records, in their order."""
     if not files:
         raise InputError(f"{instances.name}: none of its images can be used")
     numbers = {file: number for number, file in enumerate(files)}
@@ -210,12 +210,12 @@ def _kept(instances: Instances, files: list[str]) -> Instances:
 
 @contextlib.contextmanager
 def _locked(output: pathlib.Path) -> Iterator[None]:
-    """Makes the folder, or takes one that this command made, and keeps a second command out of it."""
+    """Creates the folder, or opens one created by this command, and locks it against other commands."""
     lock_file = output / ".lock"
     with storage.write_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         if any(output.iterdir()) and not lock_file.exists() and not (output / REPORT).exists():
-            raise InputError(f"{output}: holds other files than this command's; give it a folder of its own")
+            raise InputError(f"{output}: holds other files; choose a new or empty folder")
         with open(lock_file, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -225,7 +225,7 @@ def _locked(output: pathlib.Path) -> Iterator[None]:
 
 
 def _remove_others(output: pathlib.Path, shards: list[Shard]) -> None:
-    """Removes what interrupted runs, and runs with other numbers of shards, left in the folder."""
+    """Removes leftovers of interrupted runs, and of runs with other numbers of shards, from the folder."""
     ours = {path for shard in shards for path in (shard.path, shard.facts)}
     stem = shards[0].path.name.split(".")[0]
     of_shards = [*output.glob(f"{stem}.array_record-*"), *(output / FACTS).glob("*.json")]
@@ -238,7 +238,7 @@ def _remove_others(output: pathlib.Path, shards: list[Shard]) -> None:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows on stderr how many images are done; a line every ten seconds where that is no terminal."""
+    """Shows progress on stderr; without a terminal, one line every ten seconds."""
     with tqdm.tqdm(total=total, unit=" images", disable=None) as bar:
         start = shown = time.monotonic()
         done = 0
@@ -255,19 +255,19 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns 0, 1 after printing what the user got wrong, 130 when interrupted."""
+    """Runs the command; returns 0, 1 after printing an error, or 130 if interrupted."""
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.prepare", description=__doc__)
     parser.add_argument("--annotations", required=True, help="COCO keypoint file, or AI Challenger's own")
-    parser.add_argument("--images", required=True, help="the folder of its images")
-    parser.add_argument("--keypoints", required=True, choices=list(KEYPOINT_SETS), help="the set that it annotates")
-    parser.add_argument("--output", required=True, help="the folder to write, NAME_SPLIT; or a bucket's, gs://...")
-    parser.add_argument("--original", action="store_true", help="store the files as they are, to be decoded whole")
-    parser.add_argument("--all-images", action="store_true", help="also images without people, for a detector's boxes")
+    parser.add_argument("--images", required=True, help="folder of the images")
+    parser.add_argument("--keypoints", required=True, choices=list(KEYPOINT_SETS), help="keypoint set of the file")
+    parser.add_argument("--output", required=True, help="folder to write, NAME_SPLIT; may be in a bucket, gs://...")
+    parser.add_argument("--original", action="store_true", help="store the files unchanged; regions cannot be decoded")
+    parser.add_argument("--all-images", action="store_true", help="include images without people, for detected boxes")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: all cores")
-    parser.add_argument("--against", nargs="+", default=[], help="prepared folders to look for the same images in")
-    parser.add_argument("--max-unreadable", type=float, default=0.01, help="share of images that may be left out")
+    parser.add_argument("--against", nargs="+", default=[], help="prepared folders to check for the same images")
+    parser.add_argument("--max-unreadable", type=float, default=0.01, help="maximum share of unusable images")
     parser.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD)
-    parser.add_argument("--scratch", help="where to write what goes to a bucket; default: the system's place for this")
+    parser.add_argument("--scratch", help="local folder for output to a bucket; default: the system's temporary folder")
     flags = vars(parser.parse_args(arguments))
     scratch, target = flags.pop("scratch"), flags["output"]
     if in_bucket := storage.in_bucket(target):

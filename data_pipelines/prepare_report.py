@@ -1,4 +1,4 @@
-"""What `report.json` of a prepared folder says."""
+"""The content of `report.json` in a prepared folder."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from data_pipelines.instances import Instances
 from data_pipelines.json_files import read_json
 from data_pipelines.prepared import FORMAT_VERSION, read_report
 
-# The folder of what each shard was made from.
+# The folder with the facts of each shard.
 FACTS = "shards"
 
-_LISTED = 100  # images that a report names, of any kind
+_LISTED = 100  # maximum number of images listed per category
 
 
 def make_report(
     facts: list[dict[str, Any]], instances: Instances, kept: Instances, others: dict[str, dict[str, str]]
 ) -> dict[str, Any]:
-    """Counts.
+    """Creates the report.
 
     Args:
       facts: of the shards, in order; see `shards.write_shard`.
-      instances: everybody whom the annotations keep.
-      kept: those of them whose images have records.
+      instances: all people in the annotations that are not dropped.
+      kept: those whose images have records.
       others: SHA-256 by file name of the images in other folders, by folder.
     """
     images = [image for shard in facts for image in shard["images"]]
@@ -51,14 +51,14 @@ def make_report(
 
 
 def sources(folder: str | os.PathLike) -> dict[str, str]:
-    """SHA-256 by file name of the images that a prepared folder was made from. Raises InputError as `read_report`."""
+    """SHA-256 by file name of a prepared folder's source images. Raises InputError like `read_report`."""
     folder, report = pathlib.Path(folder), read_report(folder)
     shards = [read_json(folder / FACTS / f"{number:05d}.json") for number in range(len(report["shards"]))]
     return {image["file"]: image["sha256"] for shard in shards for image in shard["images"]}
 
 
 def summary(report: dict[str, Any], target: str) -> str:
-    """A few lines for people to read; `target` is what they call the folder."""
+    """The report as a few lines of text; `target` is the folder's name."""
     dropped = [f"{count} {reason}" for reason, count in report["dropped"].items()]
     lines = [
         f"{target}: {report['images']} images, {report['people']} people in {len(report['shards'])} shards",
@@ -77,7 +77,7 @@ def summary(report: dict[str, Any], target: str) -> str:
 
 
 def _overlap(images: list[dict[str, Any]], other: dict[str, str]) -> dict[str, Any]:
-    """Which images another folder, of SHA-256 by file name, has as well: by file name, and by content."""
+    """Images that are also in another folder (SHA-256 by file name), by file name and by content."""
     names, digests = {os.path.basename(file) for file in other}, set(other.values())
     same_name = [image["file"] for image in images if os.path.basename(image["file"]) in names]
     same_content = [image["file"] for image in images if image["sha256"] in digests]

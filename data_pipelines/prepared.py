@@ -1,4 +1,4 @@
-"""Reads the images of a folder that `python -m data_pipelines.prepare` wrote."""
+"""Reads the images of a folder written by `python -m data_pipelines.prepare`."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ REPORT = "report.json"
 INDEX = "index"
 
 _FIELDS = ("image", "file_name", "height", "width", "crc32", "cells")
-# Random access: one record is read at a time, of a hundred or so kilobytes.
+# Random access: one record of about a hundred kilobytes at a time.
 _READER = {"options": "readahead_buffer_size:0,max_parallelism:0", "file_reader_buffer_size": 32768}
 
 
 class PreparedImages:
-    """The images of a prepared folder, an `ImageSource`: image k is record k, counted through all shards.
+    """The images of a prepared folder, an `ImageSource`: image k is record k, counted over all shards.
 
-    Threads may share one, and only its path is pickled. Shards are opened on first use.
+    Can be shared by threads; only its path is pickled. Shards are opened on first use.
     """
 
     def __init__(self, folder: str | os.PathLike):
-        """Reads the folder's list of shards. Raises InputError when it is missing, unfinished or of another version."""
+        """Reads the folder's list of shards. Raises InputError if it is missing, unfinished or of another version."""
         self.folder = pathlib.Path(folder)
         report = read_report(folder)
         self._shards = report["shards"]
@@ -54,24 +54,24 @@ class PreparedImages:
         return PreparedImages, (self.folder,)
 
     def name(self, number: int, file: str = "") -> str:
-        """What messages call an image: the shard, the record within it, and the image's file where it is known."""
+        """The name of an image in messages: shard, record within it, and the image's file if known."""
         shard, record = self._locate(number)
         return self._name(shard, record, file)
 
     def open(self, number: int, file: str = "") -> PreparedPicture:
-        """Reads a record; decodes nothing yet.
+        """Reads a record without decoding it.
 
         Args:
-          number: of the record.
-          file: the image's file name, which the record must have; "" for any.
+          number: the record's number.
+          file: the image file name that the record must have; "": any.
 
         Raises:
-          InputError: the shard is missing, cut off or another one, or the record is damaged.
+          InputError: the shard is missing, truncated or another one, or the record is damaged.
         """
         shard, record = self._locate(number)
         reader = self._readers[shard] or self._open_shard(shard, self._name(shard, record, file))
         try:
-            # Riegeli keeps a hash of every chunk, and compares.
+            # Riegeli checks a hash of every chunk.
             (content,) = reader.read([record])
             fields = decode_example(content, _FIELDS)
         except (RuntimeError, ValueError) as error:
@@ -80,9 +80,9 @@ class PreparedImages:
         image, stored = fields["image"], fields["file_name"].decode()
         name = self._name(shard, record, stored)
         if file and file != stored:
-            raise InputError(f"{name}: should be {file}; the folder's index is of other shards: prepare it again")
+            raise InputError(f"{name}: should be {file}; the index does not match the shards: prepare the folder again")
         if zlib.crc32(image) != fields["crc32"][0]:
-            raise InputError(f"{name}: the record is damaged (its image has not the CRC-32 that it should have)")
+            raise InputError(f"{name}: the record is damaged (its image has a wrong CRC-32)")
         cells = Cells(image, name) if fields["cells"][0] else None
         return PreparedPicture(name, image, (fields["height"][0], fields["width"][0]), cells)
 
@@ -107,7 +107,7 @@ class PreparedImages:
             except (OSError, RuntimeError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
                 raise InputError(f"{name}: the shard cannot be opened ({reason}); {_again(self.folder)}") from None
-            # A file that was cut off opens all the same, as an empty one.
+            # A truncated file can be opened, as an empty one.
             if size != expected["bytes"] or reader.num_records() != expected["records"]:
                 raise InputError(
                     f"{name}: the shard is damaged: {size} bytes and {reader.num_records()} records, not "
@@ -125,7 +125,7 @@ class PreparedPicture:
       name: for messages.
       image: the encoded image.
       size: (height, width).
-      cells: what regions are decoded from; None for an image that was stored as it was.
+      cells: decodes regions; None for an image that was stored unchanged.
     """
 
     name: str
@@ -134,22 +134,22 @@ class PreparedPicture:
     cells: Cells | None
 
     def pixels(self) -> Pixels:
-        """The whole image, BGR."""
+        """The complete image, BGR."""
         pixels = decode_image(self.image, self.name)
         if pixels.shape[:2] != self.size:
             raise InputError(f"{self.name}: {pixels.shape[1]} x {pixels.shape[0]}, not {self.size[1]} x {self.size[0]}")
         return pixels
 
     def region(self, x0: int, y0: int, x1: int, y1: int) -> tuple[Pixels, tuple[int, int]]:
-        """What covers the pixels of [x0, x1) x [y0, y1), BGR, and the (x, y) of its corner; see `Cells.region`.
+        """Pixels that cover [x0, x1) x [y0, y1), BGR, and the (x, y) of their corner; see `Cells.region`.
 
-        The whole image, when it was stored as it was.
+        For an image that was stored unchanged, the complete image.
         """
         return self.cells.region(x0, y0, x1, y1) if self.cells else (self.pixels(), (0, 0))
 
 
 def load_prepared(folder: str | os.PathLike, keypoints: KeypointSet) -> Instances:
-    """The people of a prepared folder. Raises InputError as `PreparedImages`, or when they have other keypoints."""
+    """The people of a prepared folder. Raises InputError like `PreparedImages`, or for another number of keypoints."""
     images = PreparedImages(folder)
     try:
         instances = read_index(images.folder / INDEX, images)
@@ -164,7 +164,7 @@ def load_prepared(folder: str | os.PathLike, keypoints: KeypointSet) -> Instance
 
 
 def read_report(folder: str | os.PathLike) -> dict:
-    """The report of a finished folder. Raises InputError when it is missing, unfinished or of another version."""
+    """The report of a finished folder. Raises InputError if it is missing, unfinished or of another version."""
     if "://" in str(folder):
         raise InputError(f"{folder}: records are read from disks; copy the folder to one, or mount the bucket")
     folder = pathlib.Path(folder)

@@ -1,4 +1,4 @@
-"""Worker processes: how they are started, and when they end."""
+"""Starting and ending worker processes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _starting = threading.RLock()
 
 @contextlib.contextmanager
 def starting_workers() -> Iterator[None]:
-    """A context in which to spawn processes, each of which calls `become_worker` first.
+    """A context for spawning processes, each of which must call `become_worker` first.
 
-    Spawned processes import the program's main module anew, and with it all that a trainer needs, unless it is some
-    package's __main__, which the main module is called here. They inherit that SIGINT and SIGTERM are blocked.
+    Spawned processes import the program's main module, with all that a trainer needs, unless it is a package's
+    __main__; so the main module is renamed here. They inherit blocked SIGINT and SIGTERM.
     """
-    # Starting this process, which must outlive the workers to remove their shared memory, unblocks the signals.
+    # Starting the resource tracker, which must outlive the workers to remove their shared memory, unblocks the signals.
     multiprocessing.resource_tracker.ensure_running()
     with _starting:
         main = sys.modules["__main__"]
@@ -39,17 +39,17 @@ def starting_workers() -> Iterator[None]:
 
 
 def become_worker() -> None:
-    """Makes this process end when its parent is gone or sends SIGTERM, and ignore SIGINT and SIGTERM of all others.
+    """Ends this process when its parent ends or sends it SIGTERM; SIGINT and SIGTERM from others are ignored.
 
-    Terminals send SIGINT to all processes of a command, and Slurm and containers SIGTERM. What then happens is up to
-    the parent, which may need its workers until it has saved.
+    Terminals send SIGINT, and Slurm and containers send SIGTERM, to all processes of a command. The parent decides what
+    happens then, because it may need its workers until it has saved.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # Linux' PR_SET_PDEATHSIG would come when the thread ends that started this process.
+    # Linux's PR_SET_PDEATHSIG would fire when the thread ends that started this process.
     parent = multiprocessing.parent_process()
     while parent and os.getppid() == parent.pid:
         heard = signal.sigtimedwait(_SIGNALS, 1)

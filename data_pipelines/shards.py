@@ -1,4 +1,4 @@
-"""One shard of a prepared data set: a run of images -> records in an ArrayRecord file, by one worker process."""
+"""Writes one shard of a prepared data set: a sequence of images as records of an ArrayRecord file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from data_pipelines.jpeg import Cells, encode_cells
 from data_pipelines.json_files import read_json, write_json
 from data_pipelines.processes import become_worker
 
-# An image that re-encoding changes more than this, in grey levels on average, is stored as it is.
+# An image that re-encoding changes by more than this (mean, in grey levels) is stored unchanged.
 _LARGEST_CHANGE = 1.5
-# One record to a chunk, for random access. JPEGs do not compress, and are read faster when nobody tries.
+# One record per chunk, for random access. Uncompressed, because JPEGs do not compress.
 _WRITER = "group_size:1,uncompressed"
 
 _stop: Any = None
@@ -33,7 +33,7 @@ _stop: Any = None
 
 @dataclasses.dataclass(frozen=True)
 class SourceImage:
-    """An image file, and what its annotations say: its id, its (height, width) where they tell, its people."""
+    """An image file and its annotations: id, (height, width) if given, people."""
 
     file: str
     image_id: int
@@ -45,7 +45,7 @@ class SourceImage:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """What to write, and where; `original` keeps the files' own bytes."""
+    """The input and output of a shard; `original` stores the files unchanged."""
 
     path: pathlib.Path
     facts: pathlib.Path
@@ -55,22 +55,22 @@ class Shard:
 
 
 class StoppedError(Exception):
-    """The command is ending; the shard was not finished."""
+    """The command is ending; the shard is unfinished."""
 
 
 def start_worker(stop: Any) -> None:
-    """Makes this process a worker, which stops soon after `stop` is set."""
+    """Makes this process a worker that stops soon after `stop` is set."""
     global _stop
     become_worker()
     _stop = stop
 
 
 def write_shard(shard: Shard) -> dict[str, Any]:
-    """Writes a shard and beside it its facts, or finds both there, made from the same files in the same way.
+    """Writes a shard and its facts, or returns the facts if both exist for the same files and settings.
 
-    Either file appears whole or not at all. The facts are a dict: `key` of what went in; `file`, `records`, `bytes` and
-    `sha256` of the shard; `images`, for each record the `file`, `sha256` and `bytes` of its source, and `change`, the
-    mean error in grey levels, None when it is stored as it was; `unreadable`, reasons by file name.
+    Both files are written atomically. The facts are a dict: `key`, a digest of the input; `file`, `records`, `bytes`
+    and `sha256` of the shard; `images`, for each record the `file`, `sha256` and `bytes` of its source, and `change`,
+    the mean error in grey levels (None if stored unchanged); `unreadable`, reasons by file name.
     """
     key = _key(shard)
     if facts := _finished(shard, key):
@@ -100,7 +100,7 @@ def write_shard(shard: Shard) -> dict[str, Any]:
 
 
 def _record(shard: Shard, image: SourceImage) -> tuple[bytes, dict[str, Any]]:
-    """An image's record, and what the facts say of it. Raises InputError when the image cannot be used."""
+    """An image's record and its facts. Raises InputError if the image is unusable."""
     path = shard.folder / image.file
     try:
         data = path.read_bytes()
@@ -133,18 +133,18 @@ def _record(shard: Shard, image: SourceImage) -> tuple[bytes, dict[str, Any]]:
 
 
 def _cells(data: bytes, pixels: Pixels) -> tuple[bytes, float | None]:
-    """The image as cells, and by how much they differ; the image as it is, and None, if they do too much."""
+    """The image as cells and their mean error; if that is too large, the image unchanged and None."""
     try:
         cells = encode_cells(data, pixels)
         decoded, _ = Cells(cells, "").region(0, 0, pixels.shape[1], pixels.shape[0])
-    except (OSError, InputError):  # what OpenCV reads and Pillow does not
+    except (OSError, InputError):  # formats that OpenCV reads and Pillow does not
         return data, None
     change = round(cv2.norm(pixels, decoded, cv2.NORM_L1) / pixels.size, 4)
     return (cells, change) if change <= _LARGEST_CHANGE else (data, None)
 
 
 def _key(shard: Shard) -> str:
-    """A digest of all that a shard's bytes depend on; of the image files, their size and time of change."""
+    """A digest of everything that a shard's bytes depend on; for image files, their size and modification time."""
     digest = hashlib.sha256()
     versions = [cv2.__version__, PIL.__version__, PIL.features.version("jpg")]
     digest.update(json.dumps([1, shard.path.name, shard.original, versions]).encode())
@@ -160,7 +160,7 @@ def _key(shard: Shard) -> str:
 
 
 def _finished(shard: Shard, key: str) -> dict[str, Any] | None:
-    """The facts of a shard that is there already and whole."""
+    """The facts of a shard that already exists and is complete."""
     try:
         facts = read_json(shard.facts)
         if facts["key"] != key:

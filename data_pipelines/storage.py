@@ -1,7 +1,7 @@
 """Files on a disk or in a bucket (`gs://...`, extra `gcs`).
 
-Paths are `etils.epath.Path`s, which reach both. `whole` is the one way to write a file or a folder; `append` adds a
-line to a file on a disk. A bucket cannot append; what libraries grow there goes by way of a `Mirror`.
+Paths are `etils.epath.Path`s, which reach both. `whole` writes a file or folder atomically; `append` adds a line to a
+file on a disk. Buckets cannot append; files that libraries append to are written through a `Mirror`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 
-# What a full disk, a quota, missing rights or a failing device say; libraries put it into messages of their own.
+# Messages of a full disk, a quota, missing rights or a failing device; libraries include them in their own messages.
 DISK_PROBLEMS = tuple(
     os.strerror(number)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
@@ -34,17 +34,17 @@ _numbers = itertools.count()
 
 @contextlib.contextmanager
 def whole(target: str | os.PathLike, *, sync: bool = True) -> Iterator[pathlib.Path]:
-    """Gives a path to write a file or a folder at; it becomes `target` when the context ends without an error.
+    """Yields a path to write a file or a folder at, which is renamed to `target` when the context ends without error.
 
-    A reader finds what was at `target` before, or all that is new; so does the next start after a kill or a power
-    cut. Missing parent folders are made. A file is replaced; a folder must be missing or empty.
+    Readers see either the previous or the complete new content, also after a kill or a power cut. Missing parent
+    folders are created. A file is replaced; a folder must be missing or empty.
 
     Args:
       target: a file or folder, on a disk or in a bucket.
-      sync: whether the content is on the device, not in its cache, before it gets its name.
+      sync: whether to flush the content to the device before renaming.
 
     Yields:
-      A path that does not exist yet, with `target`'s suffix; beside `target`, or for one in a bucket on a disk.
+      A path that does not exist yet, with `target`'s suffix; next to `target`, or on a disk if that is in a bucket.
 
     Raises:
       InputError: the disk or the bucket refuses; the message names `target` and the reason.
@@ -65,7 +65,7 @@ def whole(target: str | os.PathLike, *, sync: bool = True) -> Iterator[pathlib.P
         except FileExistsError:  # a file
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         number = f"{os.getpid()}-{next(_numbers)}"
-        # At most 4 bytes a character, and 255 a name.
+        # At most 4 bytes per character, and 255 per name.
         partial = target.with_name(f".{target.stem[:30]}.{number}{PARTIAL}{target.suffix[:20]}")
         try:
             yield partial
@@ -83,17 +83,17 @@ def whole(target: str | os.PathLike, *, sync: bool = True) -> Iterator[pathlib.P
 
 
 def write(target: str | os.PathLike, content: str | bytes, *, sync: bool = True) -> None:
-    """Writes a file as `whole` does."""
+    """Writes a file atomically, see `whole`."""
     with whole(target, sync=sync) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def check_output(path: str | os.PathLike, *, flag: str = "--output", folder: bool = False) -> None:
-    """Raises InputError unless a file can be written at a path: for commands, before they work. Nothing is left there.
+    """Raises InputError unless a file can be written at a path. Commands call it before they work; it leaves no files.
 
     Args:
       path: where the command will write, on a disk or in a bucket.
-      flag: what the command calls it.
+      flag: the command's flag for it.
       folder: whether it is a folder to write files into.
     """
     kind = "folder" if folder else "file"
@@ -117,7 +117,7 @@ def check_output(path: str | os.PathLike, *, flag: str = "--output", folder: boo
 
 
 def append(target: str | os.PathLike, line: str) -> None:
-    """Adds a line to a file on a disk, all of it or nothing. Raises InputError when the disk refuses."""
+    """Appends a line to a file on a disk, completely or not at all. Raises InputError if writing fails."""
     with write_errors(target), open(target, "ab", buffering=0) as file:
         before, content = file.tell(), (line + "\n").encode()
         try:
@@ -131,9 +131,9 @@ def append(target: str | os.PathLike, line: str) -> None:
 
 @contextlib.contextmanager
 def write_errors(target: str | os.PathLike, remark: str = "") -> Iterator[None]:
-    """A context in which a disk's refusal becomes an InputError that names `target`; other errors stay.
+    """A context that turns disk errors into an InputError that names `target`; other errors pass.
 
-    Libraries hide it in errors of their own, which are known by their text.
+    Libraries wrap disk errors in their own types, so they are recognised by their text.
     """
     try:
         yield
@@ -149,12 +149,12 @@ def write_errors(target: str | os.PathLike, remark: str = "") -> Iterator[None]:
 
 
 def _publish(partial: pathlib.Path, target: pathlib.Path) -> None:
-    """The moment in which a file or folder appears."""
+    """Renames a finished file or folder to its final name."""
     os.replace(partial, target)
 
 
 def _is_there(path: pathlib.Path) -> bool:
-    """Whether a path exists. Raises OSError when none can: below a file, with too long a name."""
+    """Whether a path exists. Raises OSError if it cannot exist: below a file, or with a too long name."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -163,7 +163,7 @@ def _is_there(path: pathlib.Path) -> bool:
 
 
 def remove_partial(folder: str | os.PathLike) -> None:
-    """Removes what killed processes left unfinished in a folder on a disk."""
+    """Removes unfinished files of killed processes from a folder on a disk."""
     for path in pathlib.Path(folder).glob(f".*{PARTIAL}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -180,14 +180,14 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    """Whether a path is a bucket's, not a disk's."""
+    """Whether a path is in a bucket."""
     return "://" in os.fspath(path)
 
 
 class Mirror:
-    """A folder on a disk to write into: the folder itself, or for one in a bucket a temporary one.
+    """A folder on a disk to write into: the folder itself, or a temporary one if the folder is in a bucket.
 
-    `sync`, and the end of the context, copies the temporary one's files to the bucket.
+    `sync` and the end of the context copy the temporary folder's files to the bucket.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -196,7 +196,7 @@ class Mirror:
         self.path = pathlib.Path(self._temporary.name if self._temporary else folder)
 
     def sync(self) -> None:
-        """Copies what is there to the bucket."""
+        """Copies the current files to the bucket."""
         if self._temporary:
             upload(self.path, self._target)
 
@@ -210,7 +210,7 @@ class Mirror:
 
 
 def upload(folder: pathlib.Path, target: epath.Path, last: str = "") -> None:
-    """Copies a folder's files, dotted ones apart, to where `etils.epath` writes; one named `last` after the others."""
+    """Copies a folder's files, except dotted ones, to a path that `etils.epath` can write; the file `last` last."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     for path in sorted(files, key=lambda path: path.name == last):
         copy = target / path.relative_to(folder).as_posix()
@@ -219,7 +219,7 @@ def upload(folder: pathlib.Path, target: epath.Path, last: str = "") -> None:
 
 
 def files_below(folder: epath.Path) -> Iterator[epath.Path]:
-    """All files of a folder and the folders in it."""
+    """All files in a folder and its subfolders."""
     for path in folder.iterdir():
         if path.is_dir():
             yield from files_below(path)
@@ -228,27 +228,27 @@ def files_below(folder: epath.Path) -> Iterator[epath.Path]:
 
 
 def free_bytes(folder: str | os.PathLike) -> float:
-    """How much room there is."""
+    """The free space."""
     return math.inf if in_bucket(folder) else float(shutil.disk_usage(folder).free)
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """The path from the root of the disk, or of all buckets, on."""
+    """The absolute path, on a disk or in a bucket."""
     return epath.Path(path) if in_bucket(path) else epath.Path(path).resolve()
 
 
 def cache_on_disk(cache_dir: str) -> str:
-    """Where to cache what must be on a disk: in `cache_dir`, if that is, else in the user's own cache."""
+    """The folder for caches that must be on a disk: `cache_dir`, or the user's cache if that is in a bucket."""
     if not in_bucket(cache_dir):
         return cache_dir
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hrnet_jax")
 
 
 def check_bucket(path: str | os.PathLike) -> None:
-    """Raises InputError when a path is in a bucket that is not there. Nothing is asked of disks."""
+    """Raises InputError if a path is in a bucket that does not exist. Disks are not checked."""
     if not in_bucket(path):
         return
-    # Others write to the bucket too, TensorStore in this process for one: no listing may be remembered.
+    # Other writers (e.g. TensorStore in this process) change the bucket, so listings must not be cached.
     import fsspec
 
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
@@ -260,12 +260,12 @@ def check_bucket(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def bucket_errors(target: str | os.PathLike, remark: str = "") -> Iterator[None]:
-    """A context in which any error with a bucket becomes an InputError of one line; errors with disks stay."""
+    """A context that turns all bucket errors into an InputError of one line; disk errors pass."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # of whatever library talks to the bucket
+    except Exception as error:  # from any library that accesses the bucket
         if not in_bucket(target):
             raise
         reason = str(error).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""What makes a folder of shards a data set of TensorFlow Datasets."""
+"""Metadata that makes a folder of shards a TensorFlow Datasets data set."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from data_pipelines import storage
 from data_pipelines.keypoints import KeypointSet
 
-# What TFDS reads first: a folder that has it is finished.
+# The file that TFDS reads first; it marks a folder as finished.
 FINISHED = "dataset_info.json"
 
 
 def dataset_name(output: pathlib.Path) -> tuple[str, str]:
-    """The names of the data set and of its split, by the name `NAME_SPLIT` of their folder; letters, digits and _."""
+    """The names of the data set and its split, from the folder's name `NAME_SPLIT`; letters, digits and _."""
     words = re.sub(r"\W+", "_", output.absolute().name.lower()).strip("_")
     name, _, split = words.rpartition("_")
     return (name if name[:1].isalpha() else f"images_{name}".strip("_")), split or "train"
 
 
 def shard_name(output: pathlib.Path, number: int, shards: int) -> str:
-    """The file name that TFDS expects of a shard."""
+    """The file name of a shard, as TFDS expects it."""
     name, split = dataset_name(output)
     return f"{name}-{split}.array_record-{number:05d}-of-{shards:05d}"
 
@@ -34,9 +34,9 @@ def write_tfds_metadata(output: pathlib.Path, labels: KeypointSet, lengths: Sequ
 
     Args:
       output: the folder.
-      labels: the keypoints of the people.
-      lengths: how many records each shard has.
-      size: the bytes of all shards.
+      labels: the people's keypoint set.
+      lengths: number of records per shard.
+      size: total size of the shards in bytes.
     """
     import tensorflow_datasets as tfds  # takes a second
 

@@ -28,14 +28,14 @@ Matrix = Float[np.ndarray, "2 3"]
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What a crop shows: a box in the image by its centre and scale (pixels), turned by `rotation` degrees."""
+    """The region that a crop shows: a box in the image by centre and scale (pixels), rotated by `rotation` degrees."""
 
     center: Point
     scale: Point
     rotation: float = 0.0
 
     def fix_aspect(self, size: tuple[int, int]) -> View:
-        """Grows the shorter side to the aspect ratio of a crop of that size."""
+        """Extends the shorter side to the aspect ratio of a crop of this size."""
         w, h = self.scale
         ratio = size[1] / size[0]
         scale = (w, w / ratio) if w > h * ratio else (h * ratio, h)
@@ -44,46 +44,46 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Random views in training, and changes of their pixels; the reference's numbers. Probabilities are per sample."""
+    """Random views and pixel augmentations in training, with MMPose's defaults. Probabilities are per sample."""
 
     flip: float = 0.5
     half_body: float = 0.3
-    shift: float = 0.16  # of the padded box, each axis by itself
+    shift: float = 0.16  # of the padded box, independently per axis
     shift_probability: float = 0.3
-    scale: float = 0.5  # the view is 1 - scale to 1 + scale of the padded box
+    scale: float = 0.5  # the view is 1 - scale to 1 + scale times the padded box
     rotation: float = 80.0  # degrees
     rotation_probability: float = 0.6
-    # Probabilities of what `data_pipelines.pixels` does, and the reference does in some configs.
+    # Probabilities of the augmentations in `data_pipelines.pixels`, which some of MMPose's configs use.
     photometric: float = 0.0
     coarse_dropout: float = 0.0
     grid_mask: float = 0.0
 
 
 def clip_box(xywh: Float[np.ndarray, "4"], size: tuple[int, int]) -> Float[np.ndarray, "4"]:
-    """Clips an annotated box to the image of that size; returns xyxy with x <= w - 1 and y <= h - 1."""
+    """Clips an annotated box to an image of this size; returns xyxy with x <= w - 1 and y <= h - 1."""
     x, y, w, h = xywh
     height, width = size
     return np.array([max(x, 0), max(y, 0), min(x + w, width - 1), min(y + h, height - 1)], np.float32)
 
 
 def view_of_box(xyxy: Float[np.ndarray, "4"], padding: float = PADDING) -> View:
-    """The view of a box with some margin."""
+    """The view of a box with a margin."""
     return View((xyxy[:2] + xyxy[2:]) * np.float32(0.5), (xyxy[2:] - xyxy[:2]) * np.float32(padding))
 
 
 def view_of_points(points: Float[np.ndarray, "k 2"]) -> View:
-    """The view of some keypoints with a margin: centred on their mean, not on their box."""
+    """The view of keypoints with a margin, centred on their mean (not on their box)."""
     return View(points.mean(0), (points.max(0) - points.min(0)) * np.float32(HALF_BODY_PADDING))
 
 
 def half_body_views(
     keypoints: Float[np.ndarray, "k 2"], visible: Float[np.ndarray, " k"], keypoint_set: KeypointSet
 ) -> tuple[View | None, View | None]:
-    """Views of the labelled upper and lower body; None where there are too few points (2 upper, 3 lower)."""
+    """Views of the labelled upper and lower body; None if there are too few points (below 2 upper, 3 lower)."""
 
     def view(part: np.ndarray, at_least: int) -> View | None:
         points = keypoints[part & (visible > 0)]
-        # Points that all coincide have no extent to show.
+        # Coinciding points have no extent.
         return view_of_points(points) if len(points) >= at_least and np.ptp(points, axis=0).any() else None
 
     return view(keypoint_set.is_upper, 2), view(~keypoint_set.is_upper, 3)
@@ -97,7 +97,7 @@ def random_half_body(
     keypoint_set: KeypointSet,
     probability: float,
 ) -> View:
-    """Sometimes replaces the view of a person with nine or more labelled keypoints by one of half the body."""
+    """With a probability, replaces the view of a person with at least nine labelled keypoints by a half-body view."""
     chosen, prefer_upper = rng.random(2)
     if chosen >= probability or (visible > 0).sum() < 9:
         return view
@@ -108,7 +108,7 @@ def random_half_body(
 
 
 def random_view(rng: np.random.Generator, view: View, augmentation: Augmentation) -> View:
-    """Shifts, scales and rotates a view by draws from a normal distribution cut off at one sigma."""
+    """Shifts, scales and rotates a view by draws from a normal distribution truncated at one sigma."""
     x, y, size, angle = (truncated_normal(u) for u in rng.random(4))
     shifted, rotated = rng.random(2)
     center, rotation = view.center, 0.0
@@ -120,25 +120,24 @@ def random_view(rng: np.random.Generator, view: View, augmentation: Augmentation
 
 
 def truncated_normal(u: float) -> float:
-    """The standard normal cut off at -1 and 1, at quantile u in [0, 1)."""
+    """The standard normal distribution truncated at -1 and 1, at quantile u in [0, 1)."""
     return _NORMAL.inv_cdf(_CDF + u * (1 - 2 * _CDF))
 
 
 def warp_matrix(view: View, size: tuple[int, int], kind: str) -> Matrix:
-    """The affine map from image to crop pixels of a view whose aspect is fixed.
+    """The affine map from image to crop pixels, for a view with the crop's aspect ratio.
 
     Args:
-      view: what to show.
+      view: the region to show.
       size: (height, width) of the crop.
       kind: "msra" maps the view's width onto `width` pixels; "udp" onto width - 1 intervals between pixel centres
-        (Huang et al., "The Devil is in the Details", CVPR 2020). The two turn in opposite directions, as they do
-        in the reference.
+        (Huang et al., "The Devil is in the Details", CVPR 2020). The two rotate in opposite directions, as in MMPose.
     """
     height, width = size
     angle = math.radians(view.rotation)
     cos, sin = math.cos(angle), math.sin(angle)
     if kind == "msra":
-        # From three pairs of float32 points, as the reference does: its rounding moves the offsets by 4e-4 pixels.
+        # From three pairs of float32 points, as in MMPose: their rounding changes the offsets by 4e-4 pixels.
         arm = np.array([cos, sin]) * (float(view.scale[0]) * -0.5)
         target = np.array([width, height]) * 0.5
         return cv2.getAffineTransform(_triangle(view.center, arm), _triangle(target, np.array([width * -0.5, 0])))
@@ -151,13 +150,13 @@ def warp_matrix(view: View, size: tuple[int, int], kind: str) -> Matrix:
 
 
 def mirrored(matrix: Matrix, image_width: int) -> Matrix:
-    """The same warp, of the mirrored image (x' = image_width - 1 - x), from the unmirrored one's pixels."""
+    """The warp of the mirrored image (x' = image_width - 1 - x), applied to the unmirrored image's pixels."""
     mirror = np.array([[-1, 0, image_width - 1], [0, 1, 0], [0, 0, 1]], np.float64)
     return matrix @ mirror
 
 
 def _triangle(center: Point, arm: Point) -> Float[np.ndarray, "3 2"]:
-    """A centre, a point at the end of an arm from it, and the corner that makes a right angle there."""
+    """A centre, the point at `arm` from it, and a third point at a right angle there."""
     points = np.empty((3, 2), np.float32)
     points[0], points[1] = center, center + arm
     points[2] = points[1] + (points[1] - points[0])[::-1] * np.array([1, -1], np.float32)
@@ -170,7 +169,7 @@ def warp_points(points: Float[np.ndarray, "k 2"], matrix: Matrix) -> Float[np.nd
 
 
 def shown_region(matrix: Matrix, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The upright rectangle (x0, y0, x1, y1; the ends exclusive) of the image pixels that a warp to a crop reads."""
+    """The axis-aligned rectangle (x0, y0, x1, y1; ends exclusive) of the image pixels that a warp to a crop reads."""
     (a, b, c), (d, e, f) = matrix.tolist()
     determinant = a * e - b * d
     xs, ys = [], []
@@ -178,10 +177,10 @@ def shown_region(matrix: Matrix, size: tuple[int, int]) -> tuple[int, int, int, 
         for v in (0 - f, size[0] - 1 - f):
             xs.append((e * u - b * v) / determinant)
             ys.append((a * v - d * u) / determinant)
-    # One pixel more all round: bilinear weights reach to the next, and are rounded to 1/32 pixel.
+    # One pixel more on each side: bilinear weights reach the next pixel, and are rounded to 1/32 pixel.
     return math.floor(min(xs)) - 1, math.floor(min(ys)) - 1, math.ceil(max(xs)) + 2, math.ceil(max(ys)) + 2
 
 
 def warp_image(image: UInt8[np.ndarray, "h w 3"], matrix: Matrix, size: tuple[int, int]) -> UInt8[np.ndarray, "a b 3"]:
-    """Crops an image, bilinear, black outside."""
+    """Crops an image, with bilinear interpolation; black outside the image."""
     return cv2.warpAffine(image, matrix, (size[1], size[0]), flags=cv2.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""Types that many signatures name."""
+"""Common types."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from ml_collections import ConfigDict
 # A config or a part of one; functions take plain dicts as well.
 Config = Mapping[str, Any] | ConfigDict
 
-# Arrays by name; of one sample also NumPy scalars.
+# Arrays by name; a single sample may also hold NumPy scalars.
 Batch = dict[str, Any]

@@ -1,1 +1,1 @@
-"""From keypoints to COCO results and average precision, on the host."""
+"""Turns keypoints into COCO results and average precision, on the host."""

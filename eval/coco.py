@@ -1,13 +1,13 @@
-"""Average precision of keypoints as COCO defines it, by pycocotools.
+"""COCO's average precision of keypoints, by pycocotools.
 
     metrics = evaluate("person_keypoints_val2017.json", predictions, keypoint_set="coco")
 
-takes what a model predicted, one detection a box, scores and suppresses as MMPose 1.3.2 does, and returns COCO's
-ten numbers. `evaluate_results` and `python -m eval.coco` take a COCO results file, whose scores are final.
+scores a model's predictions (one detection per box) and suppresses duplicates as MMPose 1.3.2 does, and returns COCO's
+ten numbers. `evaluate_results` and `python -m eval.coco` take a COCO results file with final scores.
 
-The numbers are pycocotools' own. MMPose uses xtcocotools, which gives the same ones but ignores a detection none
-of whose keypoint scores is above 0; here it counts like any other. As there, labelled keypoints are counted,
-whatever an annotation's `num_keypoints` says. A number that nothing was measured for (no person of that size) is -1.
+The numbers are pycocotools'. MMPose uses xtcocotools, which gives the same numbers but ignores detections without a
+keypoint score above 0; here they count. As in MMPose, labelled keypoints are counted, and an annotation's
+`num_keypoints` is ignored. A number for which nothing was measured (no person of that size) is -1.
 """
 
 import argparse
@@ -46,27 +46,27 @@ def evaluate(
     keypoint_threshold: float = 0.2,
     use_area: bool = True,
 ) -> dict[str, Any]:
-    """Scores the predictions, suppresses duplicates and measures what stays against the annotations.
+    """Scores the predictions, suppresses duplicates and evaluates the rest against the annotations.
 
     Args:
-      annotations: a COCO file or its content. All its images count, also those without a prediction.
-      predictions: one a box: `id` (unique), `image_id`, `category_id` (person if absent), `keypoints` [K, 2] and
-        `bbox` (xyxy or None) in image pixels, `keypoint_scores` [K], `box_score`, and `area`, the square pixels of
-        the padded box with the crop's aspect ratio, which the suppression uses.
-      keypoint_set: what the K keypoints of annotations and predictions are, and their sigmas.
-      nms: `eval.nms.suppress` has the modes.
+      annotations: a COCO file or its content. All images count, including those without a prediction.
+      predictions: one per box: `id` (unique), `image_id`, `category_id` (default: person), `keypoints` [K, 2] and
+        `bbox` (xyxy or None) in image pixels, `keypoint_scores` [K], `box_score`, and `area`, in square pixels, of the
+        padded box with the crop's aspect ratio, which the suppression uses.
+      keypoint_set: the keypoint set of annotations and predictions, with its sigmas.
+      nms: a mode of `eval.nms.suppress`.
       nms_threshold: an OKS, above 0.
-      score_mode: `eval.nms.instance_scores` has the modes.
-      keypoint_threshold: the score above which a keypoint counts in the instance score.
-      use_area: whether a person's size is the annotation's `area` or, for data without one (AI Challenger),
+      score_mode: a mode of `eval.nms.instance_scores`.
+      keypoint_threshold: keypoints with scores above this count in the instance score.
+      use_area: whether a person's size is the annotation's `area` or, for data without areas (AI Challenger),
         0.53 x its box.
 
     Returns:
-      The ten numbers by their names in `METRICS`; `kept`: ids of the predictions that stay, grouped by image in the
-      order in which the images first appear; and `scores`: their final scores. Neither argument is changed.
+      The ten numbers by their names in `METRICS`; `kept`: ids of the kept predictions, grouped by image in order of
+      first appearance; and `scores`: their final scores. The arguments are not modified.
 
     Raises:
-      InputError: names the file, the record and what is wrong with it.
+      InputError: names the file, the record and the problem.
     """
     joints = find_keypoint_set(keypoint_set)
     table = Predictions.read(predictions, joints)
@@ -85,7 +85,7 @@ def select(
     score_mode: str = "bbox_keypoint",
     keypoint_threshold: float = 0.2,
 ) -> list[tuple[Prediction, float]]:
-    """Returns the predictions that `evaluate` keeps with the same arguments, in its order, and their final scores."""
+    """Returns the predictions that `evaluate` keeps, in its order, with their final scores."""
     joints = find_keypoint_set(keypoint_set)
     table = Predictions.read(predictions, joints)
     kept, scores = _select(table, joints, nms, nms_threshold, score_mode, keypoint_threshold)
@@ -99,21 +99,21 @@ def evaluate_results(
     keypoint_set: KeypointSet | str = "coco",
     use_area: bool = True,
 ) -> dict[str, Any]:
-    """Measures COCO results: scores are final and nothing is suppressed.
+    """Evaluates COCO results with final scores, without suppression.
 
     Args:
-      annotations: as in `evaluate`.
-      results: a COCO results file or its content: `image_id`, `category_id`, `keypoints` (x, y and anything, K times),
-        `score`, and perhaps `bbox` (xywh), which then gives a detection's size; else the keypoints' extent does.
-      keypoint_set: as in `evaluate`.
-      use_area: as in `evaluate`.
+      annotations: see `evaluate`.
+      results: a COCO results file or its content: `image_id`, `category_id`, `keypoints` (x, y and any value, K times),
+        `score`, and optionally `bbox` (xywh), which gives a detection's size; default: the keypoints' extent.
+      keypoint_set: see `evaluate`.
+      use_area: see `evaluate`.
 
     Returns:
       The ten numbers and the conditions: `images`, `people` (annotated, with a labelled keypoint, no crowds),
       `instances` (results), `nms` ("none"), `keypoint_set` and `use_area`.
 
     Raises:
-      InputError: names the file, the record and what is wrong with it.
+      InputError: names the file, the record and the problem.
     """
     joints = find_keypoint_set(keypoint_set)
     detections = Detections.read(results, joints)
@@ -130,7 +130,7 @@ def evaluate_results(
 
 
 def to_coco_results(kept: Sequence[tuple[Prediction, float]]) -> list[dict[str, Any]]:
-    """Turns what `select` returns into COCO results: plain Python numbers, `bbox` xywh where the box is known."""
+    """Converts the result of `select` to COCO results: plain Python numbers, `bbox` xywh if the box is known."""
     results = []
     for prediction, score in kept:
         keypoints = np.column_stack([prediction["keypoints"], prediction["keypoint_scores"]])
@@ -148,12 +148,12 @@ def to_coco_results(kept: Sequence[tuple[Prediction, float]]) -> list[dict[str, 
 
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Writes COCO results to a file, whole or not at all. Raises InputError when the place cannot be written to."""
+    """Writes COCO results to a file, atomically. Raises InputError if it cannot be written."""
     write_json(path, results, indent=None)
 
 
 def format_table(metrics: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
-    """Returns the ten numbers as an aligned table of text, with the conditions they were measured under below it."""
+    """Returns the ten numbers as an aligned text table, followed by the conditions."""
     numbers = [f"{metrics[name]:.5f}" if metrics[name] >= 0 else "n/a" for name in METRICS]
     rows = ["  ".join(f"{cell:>7}" for cell in row) for row in (METRICS, numbers)]
     width = max(map(len, conditions), default=0)
@@ -161,7 +161,7 @@ def format_table(metrics: Mapping[str, Any], conditions: Mapping[str, Any]) -> s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, or 1 with one line on standard error."""
+    """Runs the command line and returns its exit status: 0, or 1 after printing an error."""
     try:
         arguments = _parse(argv)
         if arguments.output is not None:
@@ -186,10 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _select(
     table: Predictions, joints: KeypointSet, nms: str, nms_threshold: float, score_mode: str, keypoint_threshold: float
 ) -> tuple[Int[np.ndarray, " kept"], Float[np.ndarray, " kept"]]:
-    """Positions of the predictions that stay, and their scores.
+    """Indices of the kept predictions, and their scores.
 
-    They are grouped by image and category and sorted by id before the suppression, so that what stays does not
-    depend on the order in which hosts deliver.
+    Predictions are grouped by image and category and sorted by id before the suppression, so that the result does not
+    depend on the order in which hosts deliver them.
     """
     if not nms_threshold > 0:
         raise InputError(f"nms_threshold must be above 0, not {nms_threshold}")
@@ -216,7 +216,7 @@ def _select(
 
 
 def _measure(truth: Annotations, detections: Detections, joints: KeypointSet) -> dict[str, float]:
-    # pycocotools reports its progress and a table on standard output.
+    # pycocotools prints progress and a table to standard output.
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _Evaluation(
             _index(truth, truth.people), _index(truth, detections.to_pycocotools()), iouType="keypoints"
@@ -240,10 +240,10 @@ def _index(truth: Annotations, records: list[dict[str, Any]]) -> COCO:
 
 
 class _Evaluation(COCOeval):
-    """pycocotools' evaluation with its OKS, to the bit, computed for all of an image's detections at once."""
+    """pycocotools' evaluation, with bit-identical OKS computed for all detections of an image at once."""
 
     def computeOks(self, imgId: int | np.integer, catId: int | np.integer) -> np.ndarray | list[Any]:
-        """Returns OKS [detections, people], the best score first, or [] where either is missing."""
+        """Returns OKS [detections, people], best score first, or [] if there are no detections or no people."""
         people, found = self._gts[imgId, catId], self._dts[imgId, catId]
         if not people or not found:
             return []
@@ -257,7 +257,7 @@ class _Evaluation(COCOeval):
             if labelled.any():
                 dx, dy = x - true_x, y - true_y
             else:
-                # A person without keypoints: how far a keypoint lies outside a box of three times the size.
+                # Without keypoints: each keypoint's distance outside a box of three times the size.
                 left, top, width, height = person["bbox"]
                 dx = np.maximum(left - width - x, 0) + np.maximum(x - (left + 2 * width), 0)
                 dy = np.maximum(top - height - y, 0) + np.maximum(y - (top + 2 * height), 0)
@@ -274,16 +274,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m eval.coco", description="Measures the AP of a COCO keypoint results file.")
+    parser = _Parser(prog="python -m eval.coco", description="Computes the AP of a COCO keypoint results file.")
     parser.add_argument("--annotations", required=True, metavar="GT.json", help="COCO annotations with keypoints")
-    parser.add_argument("--results", required=True, metavar="KEYPOINTS.json", help="scored detections, COCO results")
-    parser.add_argument("--output", metavar="METRICS.json", help="where to write the numbers and their conditions")
+    parser.add_argument("--results", required=True, metavar="KEYPOINTS.json", help="COCO results with final scores")
+    parser.add_argument("--output", metavar="METRICS.json", help="file for the numbers and their conditions")
     parser.add_argument("--keypoints", default="coco", choices=KEYPOINT_SETS, help="keypoint set (default: coco)")
     parser.add_argument(
         "--use_area",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="a person's size is its area; if not, 0.53 x its box (AI Challenger has no areas)",
+        help="use a person's area as size; otherwise 0.53 x the box (AI Challenger has no areas)",
     )
     return parser.parse_args(argv)
 

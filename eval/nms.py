@@ -1,8 +1,7 @@
-"""From a model's keypoints to scored people: the instance score and suppression of duplicates by OKS.
+"""Scoring of detected people and suppression of duplicates by OKS (object keypoint similarity).
 
-Both follow MMPose 1.3.2: they decide which detections COCO's evaluation sees and in which order. OKS
-(object keypoint similarity) between two detections takes the mean of their areas as the object's area and
-counts every keypoint.
+Both follow MMPose 1.3.2; they determine which detections COCO's evaluation uses, and their order. The OKS of two
+detections uses the mean of their areas as the object's area, and all keypoints.
 """
 
 import numpy as np
@@ -13,7 +12,7 @@ from data_pipelines.errors import InputError
 NMS_MODES = ("oks_nms", "soft_oks_nms", "none")
 SCORE_MODES = ("bbox_keypoint", "bbox", "keypoint", "bbox_rle")
 
-# Elements of one block of the [n, n, K] array behind the OKS matrix: 1 MB of float64 stays in the cache.
+# Elements per block of the [n, n, K] array for the OKS matrix: 1 MB of float64 fits in the cache.
 _BLOCK_ELEMENTS = 2**17
 
 
@@ -24,15 +23,15 @@ def instance_scores(
     mode: str = "bbox_keypoint",
     keypoint_threshold: float = 0.2,
 ) -> Float[np.ndarray, " n"]:
-    """Returns one score for each of n detections.
+    """Returns a score for each of n detections.
 
     Args:
       box_scores: the person detector's scores.
-      keypoint_scores: the K keypoints' scores of each detection.
-      mode: "bbox_keypoint": box score x mean of the keypoint scores strictly above the threshold (0 if none is);
+      keypoint_scores: the K keypoint scores of each detection.
+      mode: "bbox_keypoint": box score x mean of the keypoint scores strictly above the threshold (0 if there are none);
         "bbox": the box score; "keypoint": the mean keypoint score; "bbox_rle": box score + mean + maximum of the
         keypoint scores.
-      keypoint_threshold: for "bbox_keypoint" alone.
+      keypoint_threshold: only for "bbox_keypoint".
 
     Raises:
       InputError: for an unknown mode.
@@ -63,14 +62,14 @@ def suppress(
 
     Args:
       keypoints: in image pixels.
-      scores: instance scores. Where they tie, the later detection goes first, as in the reference.
-      areas: in square pixels, of the padded boxes with the crop's aspect ratio.
+      scores: instance scores. Of equal scores, the later detection comes first, as in MMPose.
+      areas: of the padded boxes with the crop's aspect ratio, in square pixels.
       sigmas: of the keypoint set.
-      mode: "oks_nms", "soft_oks_nms" or "none" (all, in the order given).
-      threshold: `oks_nms` and `soft_oks_nms` say what it does.
+      mode: "oks_nms", "soft_oks_nms" or "none" (keeps all, in the given order).
+      threshold: see `oks_nms` and `soft_oks_nms`.
 
     Returns:
-      Positions of the detections that stay, in the order in which the suppression takes them.
+      Indices of the kept detections, in the order of the suppression.
 
     Raises:
       InputError: for an unknown mode.
@@ -91,7 +90,7 @@ def oks_nms(
     sigmas: Float[np.ndarray, " k"],
     threshold: float,
 ) -> Int[np.ndarray, " kept"]:
-    """Greedy suppression: the best detection stays and removes those whose OKS with it is above the threshold."""
+    """Greedy suppression: the best detection is kept and removes those whose OKS with it is above the threshold."""
     order = _descending(scores)
     duplicates = oks_matrix(keypoints[order], areas[order], sigmas) > threshold
     candidates = np.ones(len(order), bool)
@@ -111,10 +110,10 @@ def soft_oks_nms(
     threshold: float,
     max_kept: int = 20,
 ) -> Int[np.ndarray, " kept"]:
-    """Gaussian soft suppression: the best detection stays and lowers the others' scores by exp(-OKS^2 / threshold).
+    """Gaussian soft suppression: the best detection is kept and multiplies other scores by exp(-OKS^2 / threshold).
 
-    The lowered scores decide the order and which `max_kept` stay; the reference does not report them, so the
-    caller's scores remain what they were.
+    The reduced scores determine the order and the `max_kept` detections; as in MMPose they are not returned, and the
+    caller's scores are unchanged.
     """
     order = _descending(scores)
     lowered = scores[order]

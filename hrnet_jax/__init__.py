@@ -10,7 +10,7 @@ __all__ = ["create_model", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use, so that a command's --help and its complaints about arguments do not wait for JAX.
+    # Imported on first use, so that --help and argument errors do not wait for JAX.
     if name == "create_model":
         from hrnet_jax.models import create_model
 

@@ -1,11 +1,11 @@
-"""Config and TPU slice -> what the compiled steps take there, on a machine without a TPU.
+"""Compiles the training and evaluation steps for a TPU slice without a TPU, and reports memory and time.
 
     python -m hrnet_jax.aot --config configs/coco_aic_merge.py:bf16 --topology v5e:4x4
 
-compiles the trainer's own train and eval steps for that slice, with the trainer's shardings and donation, and prints
-memory against the chip's HBM, FLOPs and bytes, the least time that these take, collectives, program size and compile
-time. A batch that does not fit is refused with the compiler's figure. Needs `pip install 'hrnet_jax[tpu]'`; W32 takes
-4 to 18 minutes and 8 GB on two cores. Every `--config.KEY=VALUE` overrides a key of the config file, for example
+compiles the trainer's own train and eval steps for that slice, with the trainer's shardings and donation. It prints
+memory compared to the chip's HBM, FLOPs and bytes, the minimum time for these, collectives, program size and compile
+time. A batch that does not fit is refused with the compiler's message. Needs `pip install 'hrnet_jax[tpu]'`; W32 takes
+4 to 18 minutes and 8 GB on two cores. `--config.KEY=VALUE` overrides a key of the config file, for example
 `--config.batch_size=2048`.
 """
 
@@ -15,8 +15,8 @@ from hrnet_jax import cli
 
 OPTIONS: cli.Options = {
     "config": (None, "config file, FILE or FILE:ARG"),
-    "topology": (None, "chip and shape of the slice, as v5e:4x4; chips: v4, v5e, v5p, v6e"),
-    "steps": ("train,eval", "which steps to compile"),
+    "topology": (None, "chip and shape of the slice, e.g. v5e:4x4; chips: v4, v5e, v5p, v6e"),
+    "steps": ("train,eval", "steps to compile"),
     "output": ("", "JSON file for all figures"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
@@ -57,14 +57,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip's figures as its maker publishes them.
+    """A chip's published figures.
 
     Attributes:
       hbm: capacity, GiB.
-      bandwidth: of the HBM, GB/s.
-      compute: peak in bfloat16, TFLOP/s.
+      bandwidth: HBM bandwidth, GB/s.
+      compute: bfloat16 peak, TFLOP/s.
       ici: bandwidth to other chips, both directions together, GB/s.
-      dimensions: of the network of chips.
+      dimensions: dimensions of the network of chips.
     """
 
     hbm: int
@@ -74,8 +74,8 @@ class Chip:
     dimensions: int
 
 
-# cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, read in November 2026. The page of the v4 does not give its ICI: six
-# links of 50 GB/s a direction (Jouppi et al. 2023, "TPU v4: An Optically Reconfigurable Supercomputer").
+# From cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, November 2026. The v4 page does not give its ICI: six links of
+# 50 GB/s per direction (Jouppi et al. 2023, "TPU v4: An Optically Reconfigurable Supercomputer").
 CHIPS = {
     "v4": Chip(hbm=32, bandwidth=1200, compute=275, ici=600, dimensions=3),
     "v5e": Chip(hbm=16, bandwidth=819, compute=197, ici=400, dimensions=2),
@@ -83,13 +83,13 @@ CHIPS = {
     "v6e": Chip(hbm=32, bandwidth=1638, compute=918, ici=800, dimensions=2),
 }
 
-# What lets libtpu describe chips that are not there instead of looking for them.
+# Lets libtpu describe absent chips instead of searching for them.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # it only warns when this is unknown
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # if unknown, libtpu only warns
 }
 
 
@@ -97,7 +97,7 @@ _ENVIRONMENT = {
 class Slice:
     """A TPU slice: its kind of chip and a mesh over its devices.
 
-    A device is a chip, except on v4, where this compiler sees a chip's two cores.
+    A device is a chip, except on v4, where this compiler treats a chip's two cores as devices.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Slice:
 
     @property
     def share(self) -> float:
-        """The part of a chip that a device is."""
+        """The fraction of a chip per device."""
         return self.chips / self.mesh.size
 
 
@@ -116,25 +116,27 @@ def measure(config: ConfigDict, topology: str, steps: Sequence[str] = STEPS) -> 
     """Compiles an experiment's steps for a slice.
 
     Args:
-      config: as made by a file under `configs/`; no data is read.
+      config: made by a file under `configs/`; no data is read.
       topology: kind of chip and shape, e.g. "v5e:4x4".
-      steps: which of "train" and "eval".
+      steps: "train", "eval" or both.
 
     Returns:
-      What is the same for all steps, and under `steps` one flat dict each; all bytes and FLOPs are one device's a step.
+      Values common to all steps, and under `steps` one flat dict per step; bytes and FLOPs are per device and step.
 
     Raises:
-      InputError: there is no such slice or libtpu, batches do not divide by its devices, or a step does not fit.
+      InputError: the slice or libtpu does not exist, batches do not divide by its devices, or a step does not fit.
     """
     if unknown := [step for step in steps if step not in STEPS]:
         raise InputError(f"--steps: unknown {', '.join(map(repr, unknown))}; there are {', '.join(STEPS)}")
     config_lib.check(config)
     slice_ = find_slice(topology)
     if config.devices not in (0, slice_.mesh.size):
-        raise InputError(f"config.devices={config.devices}: all {slice_.mesh.size} of {topology} take part")
+        raise InputError(
+            f"config.devices={config.devices}: all {slice_.mesh.size} devices of {topology} must be used; set it to 0"
+        )
     config_lib.check_devices(config, slice_.mesh.size)
     if config.model.dtype != "bfloat16":
-        logger.warning("config.model.dtype=%r: recipes for TPUs compute in bfloat16 (variant bf16)", config.model.dtype)
+        logger.warning("config.model.dtype=%r: TPU recipes use bfloat16 (variant bf16)", config.model.dtype)
     compiled = {step: _compile_and_measure(step, config, slice_) for step in steps}
     height, width = config.codec.input_size
     return {
@@ -151,10 +153,10 @@ def measure(config: ConfigDict, topology: str, steps: Sequence[str] = STEPS) -> 
 
 
 def find_slice(topology: str) -> Slice:
-    """Describes a slice by its name. Raises InputError when libtpu is missing or does not know it."""
+    """Describes a slice by name. Raises InputError if libtpu is missing or does not know the name."""
     kind = topology.partition(":")[0]
     if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)*", topology):
-        raise InputError(f"--topology={topology}: not CHIP:SHAPE, as v5e:4x4, with a chip of {', '.join(CHIPS)}")
+        raise InputError(f"--topology={topology}: not CHIP:SHAPE, e.g. v5e:4x4, with a chip of {', '.join(CHIPS)}")
     if topology.count("x") + 1 != CHIPS[kind].dimensions:
         raise InputError(f"--topology={topology}: slices of {kind} have {CHIPS[kind].dimensions} dimensions")
     try:
@@ -163,7 +165,7 @@ def find_slice(topology: str) -> Slice:
         raise InputError("--topology: the TPU compiler is not installed: pip install 'hrnet_jax[tpu]'") from None
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # A single chip is not a whole host, which the compiler otherwise takes for the unit.
+    # A single chip is less than a host, the compiler's default unit.
     bounds = {"chips_per_host_bounds": (1, 1, 1)} if set(topology.partition(":")[2]) <= set("1x") else {}
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
@@ -175,7 +177,7 @@ def find_slice(topology: str) -> Slice:
 
 
 def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
-    """The trainer's step, "train" or "eval", on abstract arguments that lie on the mesh as the trainer's do."""
+    """The trainer's step, "train" or "eval", on abstract arguments with the trainer's shardings."""
     model = abstract_model(config.model)
     network, codec = Network.of(model), create_codec(config.codec)
     params, stats = network.stack(state_dict(model))
@@ -195,7 +197,7 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
         weights = jax.eval_shape(lambda params, stats: folded.stack(fold(params, stats)), *state_dict(model))
         eval_step: Any = make_eval_step(folded, codec, joints.flip_indices, config.eval.flip_test)
         return eval_step.lower(on_mesh(weights, replicated(mesh)), {}, batch["image"])
-    # The length of an epoch is a constant of the schedule; it changes neither time nor memory.
+    # The epoch length is a constant of the schedule and affects neither time nor memory.
     optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=1000))
     state = jax.eval_shape(lambda params, stats: start(params, stats, optimizer, config.ema), params, stats)
     train_step: Any = make_train_step(
@@ -210,7 +212,7 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
 def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[str, Any]:
     key = "batch_size" if step == "train" else "eval.batch_size"
     size = config.batch_size if step == "train" else config.eval.batch_size
-    logger.info("%s step for %s, %d images a chip: compiling", step, slice_.name, size // slice_.chips)
+    logger.info("%s step for %s, %d images per chip: compiling", step, slice_.name, size // slice_.chips)
     started = time.monotonic()
     lowered = lower(step, config, slice_.mesh)
     traced, cpu = time.monotonic(), time.process_time()
@@ -220,20 +222,20 @@ def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[s
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise InputError(
-            f"config.{key}={size}: {size // slice_.chips} images a chip do not fit {slice_.name}: {_one_line(error)}"
+            f"config.{key}={size}: {size // slice_.chips} images per chip do not fit {slice_.name}: {_one_line(error)}"
         ) from None
     seconds, cpu = time.monotonic() - traced, time.process_time() - cpu
 
-    # Other compilers may answer None.
+    # Other compilers may return None.
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
     text: Any = compiled.as_text()
-    # The compiler counts a loop's body once; the parts of a batch are a loop.
+    # The compiler counts a loop's body once; the parts of a batch run in a loop.
     parts = config.accumulate if step == "train" else 1
     flops, accessed = parts * cost["flops"], parts * cost["bytes accessed"]
     chip, share = slice_.chip, slice_.share
     moved = collectives(text, slice_.mesh.size)
-    # In a ring each device sends all but its own part, for a sum twice, over half of the links' bandwidth.
+    # In a ring, each device sends all parts but its own (twice for a sum), over half of the links' bandwidth.
     sent = sum((2 if c.kind == "all-reduce" else 1) * c.bytes * (1 - 1 / c.devices) for c in moved)
     times = {
         "compute": flops / (chip.compute * share * 1e12),
@@ -262,7 +264,7 @@ def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[s
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """What `measure` returns as a Markdown table, one column a step."""
+    """Formats the result of `measure` as a Markdown table, one column per step."""
     chip, share = CHIPS[report["topology"].partition(":")[0]], report["chips"] / report["devices"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     unit = "chip" if share == 1 else "device"
@@ -275,29 +277,29 @@ def format_report(report: Mapping[str, Any]) -> str:
         return f"{count / 2**30:.2f} GiB"
 
     row("global batch", lambda s: f"{s['batch_size']}")
-    row(f"images a {unit}", lambda s: f"{s['images']}")
-    row(f"memory a {unit}: arguments", lambda s: gib(s["argument_bytes"]))
-    row("outputs, in the arguments' place", lambda s: gib(s["alias_bytes"]))
-    row("outputs beside", lambda s: gib(s["output_bytes"] - s["alias_bytes"]))
+    row(f"images per {unit}", lambda s: f"{s['images']}")
+    row(f"memory per {unit}: arguments", lambda s: gib(s["argument_bytes"]))
+    row("outputs that reuse arguments", lambda s: gib(s["alias_bytes"]))
+    row("other outputs", lambda s: gib(s["output_bytes"] - s["alias_bytes"]))
     row("temporaries", lambda s: gib(s["temporary_bytes"]))
     row("program", lambda s: gib(s["program_bytes"]))
-    row("**together**", lambda s: f"**{gib(_needed(s))}**")
+    row("**total**", lambda s: f"**{gib(_needed(s))}**")
     row(f"fits {gib(report['hbm_bytes'])}", lambda s: f"{_needed(s) / report['hbm_bytes']:.0%}")
-    row("FLOPs an image", lambda s: f"{s['flops'] / s['images'] / 1e9:.1f} G")
-    row("bytes an image", lambda s: f"{s['bytes'] / s['images'] / 1e9:.2f} GB")
-    row(f"FLOPs a step and {unit}", lambda s: f"{s['flops'] / 1e12:.2f} T")
-    row(f"bytes a step and {unit}", lambda s: f"{s['bytes'] / 1e9:.1f} GB")
+    row("FLOPs per image", lambda s: f"{s['flops'] / s['images'] / 1e9:.1f} G")
+    row("bytes per image", lambda s: f"{s['bytes'] / s['images'] / 1e9:.2f} GB")
+    row(f"FLOPs per step and {unit}", lambda s: f"{s['flops'] / 1e12:.2f} T")
+    row(f"bytes per step and {unit}", lambda s: f"{s['bytes'] / 1e9:.1f} GB")
     row(
-        f"FLOPs a byte (the chip's ridge: {1e3 * chip.compute / chip.bandwidth:.0f})",
+        f"FLOPs per byte (the chip's ridge: {1e3 * chip.compute / chip.bandwidth:.0f})",
         lambda s: f"{s['flops'] / s['bytes']:.0f}",
     )
-    row(f"least time at {chip.compute * share:g} TFLOP/s", lambda s: _milliseconds(s["seconds"]["compute"]))
-    row(f"least time at {chip.bandwidth * share:g} GB/s HBM", lambda s: _milliseconds(s["seconds"]["HBM"]))
-    row("least time of collectives", lambda s: _milliseconds(s["seconds"]["ICI"]))
+    row(f"minimum time at {chip.compute * share:g} TFLOP/s", lambda s: _milliseconds(s["seconds"]["compute"]))
+    row(f"minimum time at {chip.bandwidth * share:g} GB/s HBM", lambda s: _milliseconds(s["seconds"]["HBM"]))
+    row("minimum time of collectives", lambda s: _milliseconds(s["seconds"]["ICI"]))
     row("**bound by**", lambda s: f"**{s['bound']}**")
-    row(f"images a second and {unit}, at most", lambda s: f"{s['images'] / s['seconds'][s['bound']]:.0f}")
+    row(f"maximum images/s per {unit}", lambda s: f"{s['images'] / s['seconds'][s['bound']]:.0f}")
     row(
-        "collectives: their results",
+        "collectives and size of their results",
         lambda s: (
             "; ".join(
                 f"{c['count']} {c['kind']} over {c['devices']}: {c['bytes'] / 1e6:.1f} MB" for c in s["collectives"]
@@ -307,7 +309,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     )
     row("executable file", lambda s: f"{s['executable_bytes'] / 1e6:.0f} MB")
     row(
-        "tracing; compiling, seconds of CPU",
+        "tracing; compiling, CPU time",
         lambda s: f"{s['trace_seconds']:.0f} s; {s['compile_seconds']:.0f} s, {s['compile_cpu_seconds']:.0f} s",
     )
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
@@ -318,7 +320,7 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def _needed(step: Mapping[str, Any]) -> int:
-    """The memory of all that a step brings; what of it is not there at once makes the real need smaller."""
+    """The sum of a step's memory; the real peak is smaller if not all exists at the same time."""
     beside = step["output_bytes"] - step["alias_bytes"]
     return step["argument_bytes"] + beside + step["temporary_bytes"] + step["program_bytes"]
 
@@ -339,7 +341,7 @@ def main() -> None:
 def _aot(values: Mapping[str, Any], config: ConfigDict) -> None:
     if values["output"]:
         storage.check_output(values["output"])
-    # Before a backend is: there may be a TPU or GPU, and others may be using it.
+    # Before a backend is initialised: a TPU or GPU may be in use by others.
     jax.config.update("jax_platforms", "cpu")
     report = measure(config, values["topology"], values["steps"].split(","))
     print(format_report(report))

@@ -1,7 +1,7 @@
 """Configs: loading, checking, storing and comparing them.
 
-A config is an `ml_collections.ConfigDict` made by a file under `configs/`; `configs/common.py` shows every key,
-`hrnet_jax/schema.py` what it takes.
+A config is an `ml_collections.ConfigDict` made by a file under `configs/`. `configs/common.py` shows every key, and
+`hrnet_jax/schema.py` its valid values.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _ABSENT = object()
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Loads `FILE` or `FILE:ARG`, as `--config` does. Raises InputError when the file or the argument is no good."""
+    """Loads `FILE` or `FILE:ARG`, as `--config` does. Raises InputError if the file or the argument is invalid."""
     file, _, arg = spec.partition(":")
     if not pathlib.Path(file).is_file():
-        raise InputError(f"{file}: {'is no file' if os.path.exists(file) else 'no such config file'}")
+        raise InputError(f"{file}: {'is not a file' if os.path.exists(file) else 'no such config file'}")
     make_importable(file)
     try:
         content = runpy.run_path(file)
         if "get_config" not in content:
-            raise InputError("has no get_config(arg), which returns the config")
+            raise InputError("has no get_config(arg) that returns the config")
         config = content["get_config"](arg or None)
     except ValueError as error:
         raise InputError(f"{spec}: {' '.join(str(error).split())}") from None
@@ -64,12 +64,12 @@ def make_importable(file: str) -> None:
 
 
 def to_json(config: ConfigDict) -> str:
-    """A config as JSON, one key a line."""
+    """A config as JSON, one key per line."""
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2)
 
 
 def from_json(path: str | os.PathLike) -> ConfigDict:
-    """Reads a config that `to_json` wrote. Raises InputError when there is none or it is no config."""
+    """Reads a config written by `to_json`. Raises InputError if the file is missing or not a config."""
     check_regular(path)
     try:
         content = json.loads(epath.Path(path).read_text())
@@ -88,12 +88,12 @@ def check_keys(config: ConfigDict, name: str, remedy: str, training: bool = Fals
 
     Args:
       config: from a config file or stored.
-      name: what messages call it.
-      remedy: where keys that it lacks should be added.
-      training: whether it must have the keys that only training needs.
+      name: the config's name in messages.
+      remedy: how to add missing keys, for messages.
+      training: whether keys needed only for training are required.
 
     Raises:
-      InputError: names the keys that are missing, unknown, or whose values are of another type or out of range.
+      InputError: names keys that are missing or unknown, or whose values have the wrong type or are out of range.
     """
     wrong, missing, known = {}, [], set()
     prefix = "config." if name == "config" else f"{name}: "  # as the flags are called
@@ -116,9 +116,9 @@ def check_keys(config: ConfigDict, name: str, remedy: str, training: bool = Fals
 
 
 def check(config: ConfigDict, training: bool = True) -> None:
-    """Raises InputError when parts of a config are impossible or contradict each other; says what to change.
+    """Raises InputError if parts of a config are invalid or contradict each other; the message says what to change.
 
-    `training` as in `check_keys`.
+    `training`: see `check_keys`.
     """
     check_keys(config, "config", "set them in the config file", training)
     codec, data = create_codec(config.codec), config.data
@@ -130,7 +130,7 @@ def check(config: ConfigDict, training: bool = True) -> None:
     if data.warp != codec.warp:
         raise InputError(
             f"config.data.warp={data.warp!r}: codec {config.codec.name!r} needs {codec.warp!r}; "
-            f"a codec's variant sets both, as configs/coco.py:{config.codec.name}"
+            f"each codec's variant sets both, e.g. configs/coco.py:{config.codec.name}"
         )
     if theirs != joints:
         raise InputError(f"config.data.keypoints={theirs.name!r} is not config.model.keypoints={joints.name!r}")
@@ -141,23 +141,23 @@ def check(config: ConfigDict, training: bool = True) -> None:
         )
     sources = {"eval": data.eval, **({f"train.{name}": data.train[name] for name in data.train} if training else {})}
     if data.format == "tfds" and (bare := [name for name in sources if not sources[name].get("prepared")]):
-        raise InputError(f"config.data.format='tfds': config.data.{bare[0]} needs `prepared`, a folder of records")
+        raise InputError(f"config.data.format='tfds': set config.data.{bare[0]}.prepared to a folder of records")
     if training:
         mix_weights(data, list(data.train))
         first, last = config.profile
         if not (1 <= first <= last or first == last == 0):
-            raise InputError(f"config.profile=({first}, {last}): must be a first and a last step from 1 on, or (0, 0)")
+            raise InputError(f"config.profile=({first}, {last}): must be a first and a last step from 1, or (0, 0)")
 
 
 def check_devices(config: ConfigDict, devices: int, training: bool = True) -> None:
-    """Raises InputError when batches, or their parts, do not divide by the devices or into BatchNorm groups.
+    """Raises InputError if batches, or their parts, cannot be divided by the devices or into BatchNorm groups.
 
-    Warns of costly groups. `training` is as in `check_keys`: without it, only evaluation's batches matter.
+    Warns if groups span devices. `training`: see `check_keys`; if False, only evaluation batches are checked.
     """
     if training and jax.process_count() > 1 and devices < jax.device_count():
         raise InputError(
-            f"config.devices={devices}: all {jax.device_count()} devices of {jax.process_count()} processes must take "
-            "part; set it to 0"
+            f"config.devices={devices}: all {jax.device_count()} devices of {jax.process_count()} processes must be "
+            "used; set it to 0"
         )
     batch = config.batch_size if training else 0
     for key, size in (("batch_size", batch), ("eval.batch_size", config.eval.batch_size)):
@@ -168,20 +168,22 @@ def check_devices(config: ConfigDict, devices: int, training: bool = True) -> No
     group, share = min(config.model.get("group_size") or batch, batch), batch // devices
     if batch % group:
         raise InputError(f"config.batch_size={batch} does not divide into groups of config.model.group_size={group}")
-    # A part has an equal share of every device's samples, in their order (`mesh.split_evenly`).
+    # Each part has an equal share of every device's samples, in order (`mesh.split_evenly`).
     whole = [parts for parts in range(1, share // group + 1) if share % (parts * group) == 0] or [1]
     if config.accumulate not in whole:
         raise InputError(
-            f"config.accumulate={config.accumulate}: parts must hold whole BatchNorm groups on each device; with "
-            f"{share} samples on each and groups of {group} (config.model.group_size) it can be "
+            f"config.accumulate={config.accumulate}: parts must hold complete BatchNorm groups on each device; with "
+            f"{share} samples per device and groups of {group} (config.model.group_size) it can be "
             f"{', '.join(map(str, whole))}"
         )
     if group < batch and share % group:
-        logger.warning("BatchNorm groups of %d samples span devices that hold %d: they communicate", group, share)
+        logger.warning(
+            "BatchNorm groups of %d samples span devices with %d samples each: they must communicate", group, share
+        )
 
 
 def with_cache(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
-    """A copy whose caches lie in the work directory where `cache_dir` is empty, annotation indexes always on a disk."""
+    """A copy with caches in the work directory if `cache_dir` is empty; annotation indexes are always on a disk."""
     config = config.copy_and_resolve_references()
     config.cache_dir = config.cache_dir or str(epath.Path(workdir) / "cache")
     config.data.cache_dir = storage.cache_on_disk(config.cache_dir)
@@ -189,7 +191,7 @@ def with_cache(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """Lists the keys, free ones apart, in which two configs are different experiments: `key: ours, not theirs`."""
+    """Lists the keys, except free ones, in which two configs differ: `key: ours, not theirs`."""
     a, b = (_leaves(json.loads(to_json(config))) for config in (ours, theirs))
     return [
         f"{key}: {a.get(key)!r}, not {b.get(key)!r}"
@@ -199,7 +201,7 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
 
 
 def _with_tuples(content: Any) -> Any:
-    """JSON's lists as the tuples that they were, which flags can override."""
+    """Turns JSON's lists back into tuples, which flags can override."""
     if isinstance(content, dict):
         return {key: _with_tuples(value) for key, value in content.items()}
     return tuple(map(_with_tuples, content)) if isinstance(content, list) else content
@@ -208,7 +210,7 @@ def _with_tuples(content: Any) -> Any:
 def _is_free(key: str) -> bool:
     parts = key.split(".")
     patterns = (pattern.split(".") for pattern, entry in KEYS.items() if entry.free)
-    # Keypoint sets have keys of their own.
+    # Keypoint sets have further keys.
     return any(
         len(parts) >= len(pattern) and all(p in ("*", part) for p, part in zip(pattern, parts, strict=False))
         for pattern in patterns
@@ -216,9 +218,9 @@ def _is_free(key: str) -> bool:
 
 
 def _found(value: Any, pattern: list[str], path: str = "") -> Iterator[tuple[str, Any, bool]]:
-    """The keys that a pattern stands for, their values, and whether the values should have been sections.
+    """The keys that match a pattern, their values, and whether the values should have been sections.
 
-    A key that is absent has the value `_ABSENT`; of a section that is absent, or is none, the section is told.
+    An absent key has the value `_ABSENT`; if a section is absent or not a section, the section is returned.
     """
     if not pattern or not isinstance(value, ConfigDict):
         yield path, value, bool(pattern)
@@ -232,7 +234,7 @@ def _found(value: Any, pattern: list[str], path: str = "") -> Iterator[tuple[str
 
 
 def _leaves(config: Config) -> dict[str, Any]:
-    """All values that are no sections, by key."""
+    """All values that are not sections, by key."""
     leaves: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, (ConfigDict, dict)):

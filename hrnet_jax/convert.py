@@ -1,24 +1,24 @@
-"""PyTorch weights <-> a converted folder.
+"""Converts PyTorch weights to a converted folder, and back.
 
     python -m hrnet_jax.convert --input hrnet_w32.pth --config configs/coco.py:w32 --output runs/hrnet_w32
     python -m hrnet_jax.convert --input runs/hrnet_w32 --to mmpose --output hrnet_w32.pth
 
-The first reads MMPose's, the official HRNet's and timm's checkpoints, `.pth` or `.safetensors`; the config is the one
-they were trained with, since weights do not say their codec. ImageNet weights make a folder that only `config.init`
-takes. The second writes MMPose's or the official names from a converted folder or a work directory; `.pth` takes
-PyTorch (`pip install hrnet-jax[torch]`), `.safetensors` does not, and reading never does.
+The first command reads checkpoints of MMPose, the official HRNet and timm, `.pth` or `.safetensors`. --config is the
+config they were trained with, because weights do not state their codec. ImageNet weights give a folder that can only be
+used as `config.init`. The second command writes MMPose's or the official names from a converted folder or a work
+directory. Only writing `.pth` needs PyTorch (`pip install hrnet-jax[torch]`).
 
-Names here are MMPose's. The others differ in prefixes only:
+Names here are MMPose's. The others differ only in prefixes:
 
     MMPose                  official          timm
     backbone.NAME           NAME              NAME
     head.final_layer.NAME   final_layer.NAME  (none)
 
-What stands in front of all names (`module.` of DataParallel, `_orig_mod.` of torch.compile, `model.` of a Lightning
-module, or several of these) is found and left out. With MMEngine's or MMCV's EMAHook a file holds its weights twice,
-under their own names and under EMA names (`ema_state_dict`, `ema_backbone_...`). MMEngine swaps the two when it saves,
-and MMCV when its hook runs before the one that saves: the weights under their own names, which are converted, then are
-the averages, and `--ema` takes the others.
+A common prefix of all names (`module.` of DataParallel, `_orig_mod.` of torch.compile, `model.` of a Lightning module,
+or several) is detected and removed. Files written with MMEngine's or MMCV's EMAHook hold two sets of weights, one under
+plain names and one under EMA names (`ema_state_dict`, `ema_backbone_...`). MMEngine swaps the two when saving, and MMCV
+does if its hook runs before the saving hook; then the plain names, which are converted by default, hold the averages,
+and `--ema` selects the other set.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from hrnet_jax import cli
 OPTIONS: cli.Options = {
     "input": (None, "checkpoint (.pth, .safetensors); with --to a converted folder or a work directory"),
     "output": (None, "converted folder; with --to a .pth or .safetensors file"),
-    "config": ("", "the config that the checkpoint was trained with, FILE or FILE:ARG; not with --to"),
-    "ema": (False, "takes the weights under the names of an EMAHook; see above"),
-    "to": ("", "the way back: whose names to write, mmpose or official"),
+    "config": ("", "config that the checkpoint was trained with, FILE or FILE:ARG; not with --to"),
+    "ema": (False, "converts the weights under an EMAHook's names; see above"),
+    "to": ("", "converts back to PyTorch, with the names of mmpose or official"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
@@ -57,15 +57,15 @@ from hrnet_jax.weights.torch_files import Tensors
 
 STYLES = ("mmpose", "official")
 
-# What classification networks have on top of our backbone: their head, and the outputs of stage 4 that only it reads.
+# Arrays that only classification networks have: their head, and the stage 4 outputs that only the head uses.
 _CLASSIFIER = re.compile(
     r"backbone\.((incre_modules|downsamp_modules|classifier|final_layer)\.|stage4\.\d+\.fuse_layers\.[123]\.)"
 )
 _COUNTER = ".num_batches_tracked"
-# A name in every HRNet, by which what stands in front of all names is found; one of torch.compile's may be within.
+# A name in every HRNet, used to find the common prefix; torch.compile's may also occur within it.
 _ANCHOR = re.compile(r"(?P<prefix>|.*?\.)(backbone\.)?transition1\.0\.0\.weight", re.DOTALL)
 _COMPILED = "_orig_mod."
-# What stands in `ema_state_dict` beside the weights.
+# Entry of `ema_state_dict` that is not a weight.
 _EMA_STEPS = "steps"
 
 logger = logging.getLogger(__name__)
@@ -75,13 +75,13 @@ def from_torch(source: str | os.PathLike, config: ConfigDict, output: str | os.P
     """Converts a PyTorch checkpoint into a folder.
 
     Args:
-      source: `.pth` or `.safetensors` file with MMPose's, official or timm names, whatever stands in front of them.
+      source: `.pth` or `.safetensors` file with MMPose's, official or timm names, with any common prefix.
       config: the config that the weights were trained with.
-      output: the new folder; without `head.*` arrays when the file holds a backbone alone.
-      ema: takes the weights under an EMAHook's names.
+      output: the new folder; without `head.*` arrays if the file holds only a backbone.
+      ema: converts the weights under an EMAHook's names.
 
     Raises:
-      InputError: the file cannot be read or is not of the config's architecture, or the folder exists.
+      InputError: the file cannot be read, its architecture is not the config's, or the folder exists.
     """
     config_lib.check(config)
     check_free(output)
@@ -96,23 +96,23 @@ def to_torch(source: str | os.PathLike, style: str, output: str | os.PathLike) -
     """Writes a model as a PyTorch checkpoint.
 
     Args:
-      source: a converted folder (also of a backbone alone), or a work directory.
-      style: "mmpose" or "official", whose names to use.
+      source: a converted folder (with or without a head), or a work directory.
+      style: "mmpose" or "official": the names to use.
       output: `.pth` or `.safetensors`.
 
     Returns:
-      The source in words: the folder, or the checkpoint of the work directory.
+      A description of the source: the folder, or the checkpoint of the work directory.
 
     Raises:
-      InputError: for an unknown style, a source that cannot be read or an output that cannot be written.
+      InputError: the style is unknown, the source cannot be read or the output cannot be written.
     """
     if style not in STYLES:
-        raise InputError(f"--to={style}: there are {', '.join(STYLES)}")
+        raise InputError(f"--to={style}: unknown; there are {', '.join(STYLES)}")
     torch_files.check_writable(output)
     model = checkpoint.load(source, whole=False)
     arrays: dict[str, Any] = {**model.params, **model.stats, **model.extra}
     if not is_folder(source):
-        # PyTorch's own files have the counters; without momentum=None nothing reads their values.
+        # PyTorch's own files have the counters, but use their values only with momentum=None.
         arrays |= {name.replace(".running_mean", _COUNTER): np.int64(0) for name in model.stats if "mean" in name}
     tensors = {name: _theirs(np.asarray(array)) for name, array in arrays.items()}
     if style == "official":
@@ -126,11 +126,11 @@ def load_torch_state_dict(model: nnx.Module, tensors: Mapping[str, np.ndarray]) 
 
     Args:
       model: from `create_model`.
-      tensors: arrays in PyTorch's layouts by MMPose's, official or timm names, whatever stands in front of them.
-        A classification network's file fills the backbone; the head stays as it is.
+      tensors: arrays in PyTorch's layouts with MMPose's, official or timm names, with any common prefix. A
+        classification network's file fills only the backbone.
 
     Raises:
-      InputError: one line about what is missing, unknown or of another shape; nothing is set then.
+      InputError: lists missing and unknown arrays and other shapes; the model is then unchanged.
     """
     params, stats = state_dict(model)
     ours = {**params, **stats}
@@ -141,9 +141,9 @@ def load_torch_state_dict(model: nnx.Module, tensors: Mapping[str, np.ndarray]) 
 
 
 def _canonical(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], source: str) -> dict[str, np.ndarray]:
-    """Brings a state dict to canonical names and float32, in PyTorch's layouts, and checks it against a model's shapes.
+    """Converts a state dict to canonical names and float32, in PyTorch's layouts, and checks a model's shapes.
 
-    The counters `num_batches_tracked` stay int64 and may be absent; so may the head, in files with bare names.
+    The counters `num_batches_tracked` stay int64 and are optional; so is the head, in files without prefixes.
     """
     named = {_canonical_name(name): tensor for name, tensor in tensors.items()}
     problems = ["names repeat"] if len(named) < len(tensors) else []
@@ -151,7 +151,7 @@ def _canonical(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], sou
     if not is_mmpose and "head.final_layer.weight" not in named and "head.final_layer.bias" not in named:
         named = {name: tensor for name, tensor in named.items() if name in shapes or not _CLASSIFIER.match(name)}
         shapes = backbone_of(shapes)
-        logger.info("%s: a backbone alone, without a head", source)
+        logger.info("%s: only a backbone, without a head", source)
 
     counters = {name: tensor for name, tensor in named.items() if _is_counter(name, shapes)}
     weights = {name: tensor for name, tensor in named.items() if name not in counters}
@@ -172,12 +172,12 @@ def _canonical(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], sou
 
 
 def _one_of_twins(tensors: Tensors, beside: Tensors, ema: bool, source: str) -> Tensors:
-    """The weights of a file, or with `ema` those under an EMAHook's names, under the names of `_plain_names`.
+    """The weights of a file, or with `ema` those of an EMAHook, under the names of `_plain_names`.
 
     Args:
-      tensors: the state dict; MMCV has twins in it: `backbone.conv1.weight` and `ema_backbone_conv1_weight`.
-      beside: MMEngine's `ema_state_dict`, empty when there is none.
-      ema: which to take.
+      tensors: the state dict; MMCV's has both `backbone.conv1.weight` and `ema_backbone_conv1_weight`.
+      beside: MMEngine's `ema_state_dict`; empty if there is none.
+      ema: whether to return the weights under EMA names.
       source: the file, for messages.
     """
     plain = _plain_names(tensors, source)
@@ -189,29 +189,29 @@ def _one_of_twins(tensors: Tensors, beside: Tensors, ema: bool, source: str) -> 
             raise InputError(f"{source}: holds no weights under EMA names; leave out --ema")
         return plain
     taken, left = ("EMA names", "their own") if ema else ("their own names", "EMA names")
-    logger.info("%s: an EMAHook's file, which holds the weights twice: taken under %s, not %s", source, taken, left)
+    logger.info("%s: an EMAHook's file with two sets of weights: read under %s, not %s", source, taken, left)
     if ema and beside:
         twins = _plain_names({name: tensor for name, tensor in beside.items() if name != _EMA_STEPS}, source)
-    return {**plain, **twins} if ema else plain  # MMCV has twins of parameters only
+    return {**plain, **twins} if ema else plain  # MMCV has EMA names for parameters only
 
 
 def _plain_names(tensors: Mapping[str, np.ndarray], source: str) -> Tensors:
-    """Takes away what stands in front of all names; one line of the log says what."""
+    """Removes the common prefix of all names and logs it."""
     names = {name: name.replace(_COMPILED, "") for name in tensors}
     prefixes = sorted({match["prefix"] for name in names.values() if (match := _ANCHOR.fullmatch(name))})
     if len(prefixes) > 1:
         raise InputError(
-            f"{source}: holds {len(prefixes)} networks, behind {listed([repr(brief(prefix)) for prefix in prefixes])}; "
+            f"{source}: holds {len(prefixes)} networks, under {listed([repr(brief(prefix)) for prefix in prefixes])}; "
             "save the state dict of one of them"
         )
     prefix = "".join(prefixes)
     plain = {names[name].removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if len(plain) < len(tensors):
-        raise InputError(f"{source}: names repeat when {brief(prefix)!r} and {_COMPILED!r} are taken away")
+        raise InputError(f"{source}: names repeat after removing {brief(prefix)!r} and {_COMPILED!r}")
     if any(name not in plain for name in tensors):
         shown = [repr(brief(prefix))] if prefix else []
         shown += [repr(_COMPILED)] if any(_COMPILED in name for name in tensors) else []
-        logger.info("%s: an HRNet whose names are read without %s", source, " and ".join(shown))
+        logger.info("%s: an HRNet; removed from its names: %s", source, " and ".join(shown))
     return plain
 
 
@@ -230,14 +230,14 @@ def _is_counter(name: str, shapes: Mapping[str, Any]) -> bool:
 def _check_architecture(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], source: str, variant: str
 ) -> None:
-    """Says the commonest mistake in few words, where listing every entry would fill screens."""
+    """Reports the most common mistake, another variant, in one line instead of listing every entry."""
     if hint := _architecture_hint({_canonical_name(name): tensor for name, tensor in tensors.items()}, shapes):
         raise InputError(f"{source} does not fit {variant}: {hint}")
 
 
 def _architecture_hint(named: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> str:
     if not any(name.startswith("backbone.transition1.") for name in named):
-        return "the file holds no HRNet"
+        return "the file does not hold an HRNet"
     theirs, ours = named.get(WIDTH), shapes.get(WIDTH)
     if theirs is None or ours is None or theirs.ndim != 4 or theirs.shape[0] == ours.shape[0]:
         return ""
@@ -250,12 +250,12 @@ def _torch_shapes(model_config: ConfigDict) -> dict[str, Any]:
 
 
 def _torch_shape(array: Any) -> np.ndarray:
-    """An array without content, of PyTorch's shape for one of ours."""
+    """An array without content, with the PyTorch shape of one of ours."""
     return _theirs(np.broadcast_to(np.float32(0), array.shape))
 
 
 def _theirs(array: np.ndarray) -> np.ndarray:
-    """Kernels [height, width, in, out] -> PyTorch's [out, in, height, width]."""
+    """Transposes kernels [height, width, in, out] to PyTorch's [out, in, height, width]."""
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
 
 
@@ -271,15 +271,15 @@ def main() -> None:
 def _config_of(values: Mapping[str, Any]) -> ConfigDict:
     if values["to"]:
         if values["config"]:
-            raise InputError("--config does not go with --to: the folder carries its config")
+            raise InputError("--config cannot be used with --to: the folder has its own config")
         if values["ema"]:
-            raise InputError("--ema does not go with --to: it chooses among the weights of a PyTorch file")
+            raise InputError("--ema cannot be used with --to: it selects weights in a PyTorch file")
         return checkpoint.stored_config(values["input"])
     if pathlib.Path(values["input"]).is_dir():
         raise InputError(f"{values['input']}: is a folder; add --to {' or --to '.join(STYLES)} to convert it back")
     if not values["config"]:
         raise InputError(
-            f"{values['input']}: weights do not say their codec and keypoints; add --config FILE[:ARG], the config "
+            f"{values['input']}: weights do not state their codec and keypoints; add --config FILE[:ARG], the config "
             "they were trained with"
         )
     return config_lib.load_config(values["config"])

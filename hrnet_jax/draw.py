@@ -14,12 +14,12 @@ from data_pipelines import storage
 from data_pipelines.annotations import Instances
 from data_pipelines.keypoints import KeypointSet
 
-# A drawn picture's longest side, in pixels.
+# Maximum side of a drawn picture, in pixels.
 LONGEST = 2048
 
 _TILE = 240  # pixels, height and width of a contact sheet's tiles
 _COLUMNS = 4
-_OPACITY = 0.6  # of a heatmap's peak
+_OPACITY = 0.6  # at a heatmap value of 1
 _TITLE = 22  # pixels, height of a picture's name
 
 
@@ -34,10 +34,10 @@ def skeleton(
 
     Args:
       image: RGB.
-      keypoints: (x, y) in the image's pixels.
-      shown: bool [K]; lines are drawn between two shown points.
-      keypoint_set: gives lines and colours: left, right and middle.
-      thickness: of the lines, in pixels.
+      keypoints: (x, y) in image pixels.
+      shown: bool [K]; lines are drawn between shown points.
+      keypoint_set: provides lines, and colours for left, right and middle.
+      thickness: line width in pixels.
     """
     points = [tuple(round(float(v)) for v in np.clip(point, -1e4, 1e4)) for point in keypoints]
     for a, b in keypoint_set.skeleton_indices:
@@ -51,7 +51,7 @@ def skeleton(
 
 
 def zoomed(image: UInt8[np.ndarray, "h w 3"], longest: int) -> tuple[UInt8[np.ndarray, "a b 3"], float]:
-    """Resizes an image to that many pixels along its longer side; returns it with the factor."""
+    """Resizes an image so that its longer side has `longest` pixels; returns it with the factor."""
     zoom = longest / max(image.shape[:2])
     width, height = (max(round(side * zoom), 1) for side in image.shape[1::-1])
     interpolation = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
@@ -64,17 +64,17 @@ def heatmap_overlay(
     matrix: Float[np.ndarray, "2 3"],
     keypoint_set: KeypointSet,
 ) -> None:
-    """Blends a person's heatmaps into an RGB image, in place: each in its keypoint's colour, the more the higher it is.
+    """Blends a person's heatmaps into an RGB image, in place, in their keypoints' colours; opacity follows the value.
 
     Args:
       image: RGB.
-      heatmaps: one map a keypoint, peaks of about 1.
-      matrix: the affine map from the image's pixels to heatmap cells.
-      keypoint_set: gives the colours.
+      heatmaps: one map per keypoint, peaks of about 1.
+      matrix: the affine map from image pixels to heatmap cells.
+      keypoint_set: provides the colours.
     """
     height, width = image.shape[:2]
     strength = np.clip(heatmaps, 0, 1)
-    # Where maps overlap, the strongest one's colour.
+    # Overlapping maps: the colour of the strongest.
     colours = np.array(keypoint_set.colours, np.float32)[strength.argmax(-1)]
     painted = np.concatenate([colours, strength.max(-1, keepdims=True)], axis=-1, dtype=np.float32)
     painted[..., 3:] *= _OPACITY
@@ -85,7 +85,7 @@ def heatmap_overlay(
 
 
 def side_by_side(pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "a b 3"]:
-    """Joins RGB pictures of one height, each under its name."""
+    """Joins RGB pictures of equal height, each with its name as title."""
     titled = []
     for name, picture in pictures.items():
         title = np.full((_TITLE, picture.shape[1], 3), 255, np.uint8)
@@ -103,9 +103,9 @@ def contact_sheet(
     images: int = 16,
     threshold: float = 0.2,
 ) -> None:
-    """Writes a PNG of evenly chosen images with the predicted people whose box score is at least half the best one's.
+    """Writes a PNG of evenly spaced images with the predicted people of at least half the image's best box score.
 
-    Keypoints with a score up to `threshold` are left out; a person without any is not drawn.
+    Keypoints with a score up to `threshold` are omitted; a person without others is not drawn.
     """
     by_image: dict[int, list[Mapping[str, Any]]] = {}
     for prediction in predictions:
@@ -133,6 +133,6 @@ def contact_sheet(
 
 
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"], *, sync: bool = True) -> None:
-    """Writes an RGB image as `storage.whole` does. Raises InputError when it cannot be written."""
+    """Writes an RGB image atomically (`storage.whole`). Raises InputError if it cannot be written."""
     _, png = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     storage.write(path, png.tobytes(), sync=sync)

@@ -1,10 +1,10 @@
-"""Checkpoint -> keypoints -> AP.
+"""Evaluates a checkpoint: predicts keypoints and computes AP.
 
     python -m hrnet_jax.evaluate --checkpoint runs/quickstart --output runs/quickstart/annotated_boxes \
         --config.data.eval.boxes=
 
-writes metrics.json, keypoints.json and predictions.png. Keys of the config that the checkpoint carries can be
-overridden, e.g. `--config.data.root=DATA`; an empty `data.eval.boxes` means annotated boxes.
+writes metrics.json, keypoints.json and predictions.png. Keys of the checkpoint's config can be overridden, e.g.
+`--config.data.root=DATA`; an empty `data.eval.boxes` means annotated boxes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hrnet_jax.weights.folder import Model
 def evaluate(trained: Model, output: str | os.PathLike) -> dict[str, Any]:
     """Evaluates a loaded model by its config, and writes metrics.json, keypoints.json and predictions.png.
 
-    Returns the content of metrics.json. Raises InputError for what is wrong with config, checkpoint or data.
+    Returns the content of metrics.json. Raises InputError if config, checkpoint or data are invalid.
     """
     config = trained.config
     config_lib.check(config, training=False)
@@ -45,7 +45,7 @@ def evaluate(trained: Model, output: str | os.PathLike) -> dict[str, Any]:
     mesh = create_mesh()
     config_lib.check_devices(config, mesh.size, training=False)
     evaluator = Evaluator(config, mesh)
-    # By way of the host: they lie on one device, which another host cannot reach.
+    # Via host memory: the arrays are on one device, which other hosts cannot access.
     result = evaluator(*jax.device_get((trained.params, trained.stats)))
     assert result is not None
     metrics, predictions = result

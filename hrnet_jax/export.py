@@ -1,16 +1,16 @@
-"""Checkpoint -> one folder that gives keypoints without any of this code.
+"""Exports a checkpoint to a folder that predicts keypoints without hrnet_jax.
 
     python -m hrnet_jax.export --checkpoint runs/quickstart --output runs/quickstart_export
 
-    OUTPUT/config.json, model.safetensors    a folder that evaluate, predict and config.init take
-    OUTPUT/fold.jaxexport                    arrays -> weights: BatchNorm folded into the convolutions, once
+    OUTPUT/config.json, model.safetensors    a converted folder, for evaluate, predict and config.init
+    OUTPUT/fold.jaxexport                    arrays -> weights: folds BatchNorm into the convolutions, once
     OUTPUT/program.jaxexport                 weights, uint8 crops -> keypoints, scores; both for cpu, cuda and tpu
-    OUTPUT/program.json                      what the program takes and gives, and how it was checked
-    OUTPUT/example.py, README.md             from an image and boxes, with jax, numpy, flatbuffers and safetensors alone
+    OUTPUT/program.json                      the program's inputs and outputs, and how it was checked
+    OUTPUT/example.py, README.md             prediction with only jax, numpy, flatbuffers and safetensors
     OUTPUT/SHA256SUMS
 
-Keys of the config that the checkpoint carries can be overridden: `--config.eval.flip_test=False` exports a program of
-half the work. Exit status 2: the program and the live model differ, and nothing was written.
+Keys of the checkpoint's config can be overridden: `--config.eval.flip_test=False` halves the program's work. Exit
+status 2: the program and the live model differ, and nothing was written.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _EXAMPLE = pathlib.Path(__file__).parent / "inference" / "example.py"
 
 
 class Deviation(NamedTuple):
-    """By how much a program differs from the live float32 model.
+    """Differences between a program and the live float32 model.
 
     Attributes:
-      keypoints: at most, in crop pixels.
-      scores: at most, as a fraction of the highest score, or as it is when that is below 1.
-      moved: the share of keypoints that differ by more than their tolerance.
+      keypoints: maximum, in crop pixels.
+      scores: maximum, divided by the highest score if that is above 1.
+      moved: share of keypoints that differ by more than their tolerance.
     """
 
     keypoints: float
@@ -76,14 +76,14 @@ class Deviation(NamedTuple):
 
 
 class Tolerance(NamedTuple):
-    """What is let through: crop pixels, the scores' deviation, and the share of keypoints that may move farther."""
+    """Accepted differences: crop pixels, deviation of scores, and share of keypoints that may move farther."""
 
     pixels: float
     scores: float
     moved: float
 
 
-# bfloat16 has 8 bits: where a map has two peaks of nearly the same height the other may win.
+# bfloat16 has 8 bits of precision: of two peaks with nearly equal heights, the other may win.
 TOLERANCE = {"float32": Tolerance(1e-4, 1e-4, 0.0), "bfloat16": Tolerance(1.0, 0.05, 0.1)}
 
 
@@ -91,20 +91,20 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
     """Exports a model.
 
     Args:
-      trained: what `hrnet_jax.weights.checkpoint.load` gives: the moving averages when there are any.
-      output: a folder that does not exist yet or is empty; it appears when all in it was checked.
-      dtype: "float32", or "bfloat16" for the program's arithmetic; the stored weights are float32 all the same.
+      trained: from `hrnet_jax.weights.checkpoint.load`; moving averages if there are any.
+      output: a folder that does not exist yet or is empty; it appears after all checks have passed.
+      dtype: "float32" or "bfloat16", the program's arithmetic; the stored weights are always float32.
 
     Returns:
       The content of program.json.
 
     Raises:
-      InputError: for a config, dtype or folder that is no good, and weights that give no finite answers.
-      Aborted: when the program, read back from the folder, differs from the live model by more than `TOLERANCE`.
+      InputError: the config, dtype or folder is invalid, or the model's outputs are not finite.
+      Aborted: the program, read back from the folder, differs from the live model by more than `TOLERANCE`.
     """
     config = trained.config
     if dtype not in TOLERANCE:
-        raise InputError(f"--dtype={dtype}: there are {', '.join(TOLERANCE)}")
+        raise InputError(f"--dtype={dtype}: unknown; there are {', '.join(TOLERANCE)}")
     config_lib.check(config, training=False)
     check_free(output)
     arrays = {name: np.asarray(a, np.float32) for name, a in {**trained.params, **trained.stats}.items()}
@@ -119,7 +119,7 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
         if not (found.scores <= allowed.scores and found.moved <= allowed.moved):  # nor NaN
             raise cli.Aborted(
                 f"{output}: not written: program and model differ by {found.keypoints:.2g} pixels and "
-                f"{found.scores:.2g} of the scores; {found.moved:.0%} of the keypoints move"
+                f"{found.scores:.2g} of the scores; {found.moved:.0%} of the keypoints exceed the tolerance"
             )
         facts |= {"deviation": found._asdict(), "tolerance": allowed._asdict()}
         (folder / FACTS).write_text(json_text(facts))
@@ -131,12 +131,12 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
 
 
 def build(config: ConfigDict, dtype: str) -> dict[str, jax_export.Exported]:
-    """Exports two programs by file name.
+    """Exports two programs, by file name.
 
-    `FOLD`: arrays by canonical name -> weights, BatchNorm folded into convolutions. In a program of its own because XLA
-    on CPUs would do it again for every batch.
-    `PROGRAM`: weights, uint8 crops [b,H,W,3] -> keypoints [b,K,2], scores [b,K]; the evaluation's step. float32 means
-    float32 on every platform, where GPUs and TPUs would by themselves multiply in fewer bits.
+    `FOLD`: arrays by canonical name -> weights, with BatchNorm folded into convolutions. A separate program, because
+    XLA on CPUs would otherwise fold again for every batch.
+    `PROGRAM`: weights, uint8 crops [b,H,W,3] -> keypoints [b,K,2], scores [b,K], as in evaluation. float32 is exact on
+    every platform; by default, GPUs and TPUs would multiply with fewer bits.
     """
     params, stats = state_dict(abstract_model(config.model))
     step = _step(config, dtype, folded=True)
@@ -159,12 +159,12 @@ def build(config: ConfigDict, dtype: str) -> dict[str, jax_export.Exported]:
 
 
 def deviation(folder: pathlib.Path, trained: Model, dtype: str) -> Deviation:
-    """Compares an exported folder's programs and arrays, as read from disk, with the live model in float32.
+    """Compares an exported folder's programs and arrays, read from disk, with the live model in float32.
 
-    On `check_crops`, as one batch and the first by itself. Decoding a flat map magnifies rounding errors: a keypoint
-    may also move by ten times what it does in the live model when the crop's values change by a millionth.
+    Uses `check_crops`, as one batch and the first crop alone. Decoding a flat map magnifies rounding errors: a keypoint
+    may additionally differ by ten times its change in the live model when the crop's values change by a millionth.
 
-    Raises InputError when the live model's answers are not finite.
+    Raises InputError if the live model's outputs are not finite.
     """
     config, crops = trained.config, check_crops(trained.config)
     live = _step(config, "float32", folded=False)
@@ -172,7 +172,7 @@ def deviation(folder: pathlib.Path, trained: Model, dtype: str) -> Deviation:
     with _precision("float32"):
         answers = jax.device_get(live(trained.params, trained.stats, np.concatenate(views)))
     if not all(np.isfinite(answer).all() for answer in answers):
-        raise InputError(f"{trained.origin}: the network's answers are not finite; its weights are damaged")
+        raise InputError(f"{trained.origin}: the network's outputs are not finite; its weights are damaged")
     keypoints, scores = (answer.reshape(len(views), len(crops), *answer.shape[1:]) for answer in answers)
     unsteady = np.abs(keypoints[1:] - keypoints[0]).max((0, -1))
 
@@ -190,7 +190,7 @@ def deviation(folder: pathlib.Path, trained: Model, dtype: str) -> Deviation:
 
 
 def check_crops(config: ConfigDict) -> UInt8[np.ndarray, "3 h w 3"]:
-    """Noise, and two drawn people."""
+    """One crop of noise and two of rendered people."""
     rng = np.random.default_rng(0)
     codec = create_codec(config.codec)
     scene = render_scene(rng, (240, 320), Settings(people=(0.0, 0.0, 1.0), truncated=0.0, tiny=0.0, crowd=0.0))
@@ -203,18 +203,18 @@ def check_crops(config: ConfigDict) -> UInt8[np.ndarray, "3 h w 3"]:
 
 
 def describe(config: ConfigDict, dtype: str, origin: str) -> dict[str, Any]:
-    """What a user of the program must know of it, as JSON."""
+    """The description of the program for its users, JSON-serialisable."""
     joints, codec = keypoint_set(config.model.keypoints), create_codec(config.codec)
     height, width = codec.input_size
     return {
         "format_version": FORMAT_VERSION,
         "model": f"{config.model.variant} {height}x{width} {config.codec.name}",
-        "weights": pathlib.PurePath(origin).name,  # without the folders that it lay in
+        "weights": pathlib.PurePath(origin).name,  # without parent folders
         "input": {"size": [height, width], "dtype": "uint8", "layout": "NHWC", "colours": "RGB"},
         "crop": {
             "padding": PADDING,
             "warp": codec.warp,
-            # Between the centres of the outermost pixels, or from edge to edge.
+            # Between the centres of the outermost pixels, or between the outer edges.
             "span": [width - 1, height - 1] if codec.warp == "udp" else [width, height],
         },
         "keypoints": {
@@ -244,7 +244,7 @@ def _precision(dtype: str) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def _no_locations() -> Iterator[None]:
-    """Keeps the paths of source files out of programs, so that equal models are equal files anywhere."""
+    """Removes source paths from programs, so that equal models give equal files everywhere."""
     before = getattr(jax.config, "jax_traceback_in_locations_limit")  # noqa: B009 (not declared to type checkers)
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
@@ -259,20 +259,20 @@ _README = """\
     pip install jax numpy flatbuffers safetensors pillow
     python example.py photo.jpg 120,80,90,220
 
-prints a line of JSON a person; the argument is a box: x, y, width, height in pixels. `Model` in example.py does the
-same from Python, on CPU, GPU or TPU, and shows all that there is to it:
+prints a line of JSON per person; the argument is a box: x, y, width, height in pixels. `Model` in example.py does the
+same from Python, on CPU, GPU or TPU, in these steps:
 
 1. A box grows to the crop's aspect ratio and by `crop.padding`: it has a center and a scale (width, height). Pixel p of
    the crop is image pixel center + (p - span / 2) * scale / span, bilinear, black outside, with `crop.span` (x, y).
 2. fold.jaxexport turns the arrays of model.safetensors into weights, with BatchNorm folded into convolutions. With
    these program.jaxexport turns uint8 RGB crops [b, {input[size][0]}, {input[size][1]}, 3] into keypoints [b, K, 2],
-   (x, y) in the crop's pixels, and scores [b, K]: normalisation, flip test ({flip_test}) and decoding are part of it.
+   (x, y) in the crop's pixels, and scores [b, K], including normalisation, flip test ({flip_test}) and decoding.
    Arithmetic is {dtype}.
 3. Keypoint k is image pixel center + (k / size - 1 / 2) * scale, with the crop's size (width, height).
 
-The rest is in program.json. Made with jax {made_with[jax]}; JAX promises that releases of the six months after read it.
-`sha256sum --check SHA256SUMS` tells whether the files are whole. config.json and model.safetensors are also what
-hrnet_jax evaluates and trains on.
+program.json describes the rest. Made with jax {made_with[jax]}; JAX guarantees that releases of the next six months can
+read it. `sha256sum --check SHA256SUMS` checks that the files are complete. hrnet_jax can evaluate and train with
+config.json and model.safetensors.
 """
 
 
@@ -286,7 +286,7 @@ def _export(values: Mapping[str, Any], config: ConfigDict) -> None:
     facts = export(trained._replace(config=config), values["output"], values["dtype"])
     found = facts["deviation"]
     print(
-        f"{trained.origin} -> {values['output']}; off the float32 model by at most "
+        f"{trained.origin} -> {values['output']}; differs from the float32 model by at most "
         f"{found['keypoints']:.2g} px, {found['scores']:.2g} of the scores"
     )
 

@@ -1,10 +1,10 @@
-"""Trains on Cloud TPU from your own machine: makes the TPU, installs, starts all hosts, and goes on after preemptions.
+"""Trains on Cloud TPU from your machine: creates the TPU, installs, starts all hosts and resumes after preemptions.
 
     python -m hrnet_jax.launch run --name pose --zone us-central1-a --type v5litepod-16 --spot -- \
         --config configs/coco_aic_merge.py --workdir gs://BUCKET/merge --config.data.root=/home/USER/data
 
-What follows `--` goes to `hrnet_jax.train` on every host. Needs `gcloud`, not JAX. The training does not depend on this
-process: stopped, the same command finds it and follows on. docs/cloud.md goes through it step by step.
+Arguments after `--` are passed to `hrnet_jax.train` on every host. Needs `gcloud`, not JAX. The training continues if
+this process stops; run the same command again to follow it. See docs/cloud.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hrnet_jax.tpu.gcloud import (
 
 INTERRUPTED = 75  # hrnet_jax.cli's
 
-_PATIENCE = 10  # attempts to reach machines that should be there
+_PATIENCE = 10  # attempts to reach machines that should be running
 _LAST_LINES = 20
 
 # States of queued resources: cloud.google.com/tpu/docs/queued-resources.
@@ -46,7 +46,7 @@ _GONE = ("SUSPENDING", "SUSPENDED")
 
 
 def outcome(answers: Sequence[str]) -> str | int:
-    """What the hosts' answers mean together: "running", "lost" or an exit code."""
+    """The hosts' combined state: "running", "lost" or an exit code."""
     codes = [int(answer) for answer in answers if answer.isdecimal()]
     if INTERRUPTED in codes:
         return INTERRUPTED
@@ -58,14 +58,14 @@ def outcome(answers: Sequence[str]) -> str | int:
 
 
 class Launcher:
-    """Carries the commands out and waits."""
+    """Runs the commands and waits for their results."""
 
     def __init__(self, options: argparse.Namespace, sleep: Callable[[float], None] = time.sleep):
         self.options, self.tpu, self._sleep = options, Tpu(options), sleep
         self._shown = 0  # bytes of the log
 
     def state(self) -> str | None:
-        """The queued resource's; None when there is none."""
+        """The state of the queued resource; None if there is none."""
         for _ in range(_PATIENCE):
             found = _call(self.tpu.describe())
             if found.returncode == 0:
@@ -76,14 +76,14 @@ class Launcher:
         raise LaunchError(f"gcloud does not answer: {_last_line(found.stderr)}")
 
     def create(self, install: bool = False) -> None:
-        """Makes a TPU with all installed be there: asks, waits in the queue, and replaces one that was preempted.
+        """Creates a TPU with everything installed: requests it, waits in the queue, and replaces a preempted one.
 
         Args:
-          install: whether to install even where that was done before.
+          install: whether to install again if already done.
         """
         while True:
             self._wait_for_tpu()
-            for _ in range(_PATIENCE):  # the hosts answer a while after the queue says ACTIVE
+            for _ in range(_PATIENCE):  # hosts answer some time after the queue reports ACTIVE
                 if _call(self.tpu.ssh("true")).returncode == 0:
                     break
                 self._sleep(self.options.poll)
@@ -98,10 +98,10 @@ class Launcher:
                 return
             self._sleep(self.options.poll)
             if self.state() == "ACTIVE":
-                raise LaunchError("installing failed, as told above")
+                raise LaunchError("installing failed; see the output above")
 
     def run(self) -> int:
-        """Trains to the end, through preemptions; returns the exit code."""
+        """Trains to the end, across preemptions; returns the exit code."""
         for restarts in range(self.options.max_restarts + 1):
             self.create()
             if restarts:
@@ -110,7 +110,7 @@ class Launcher:
             code = self.watch() if started else "lost"
             if code == 0:
                 return 0
-            # Whatever hosts say while they are taken away, the queue tells whether they were.
+            # Preempted hosts may report any code; only the queue shows whether they were preempted.
             self._sleep(self.options.poll)
             if self.state() == "ACTIVE" and isinstance(code, int) and code != INTERRUPTED:
                 return code
@@ -118,7 +118,7 @@ class Launcher:
         raise LaunchError(f"interrupted more than --max_restarts={self.options.max_restarts} times")
 
     def watch(self) -> str | int:
-        """Shows the log until the training ends; returns its exit code, or "lost" when there is nothing to see."""
+        """Shows the log until the training ends; returns its exit code, or "lost" if none can be found."""
         missed = lingering = 0
         while True:
             asked = _call(self.tpu.ssh(status_command()))
@@ -128,7 +128,7 @@ class Launcher:
                 self._show_log()
                 found = outcome(answers)
                 if found != "running" and "running" in answers and lingering < _PATIENCE:
-                    lingering += 1  # hosts do not end at the same moment
+                    lingering += 1  # hosts do not end at the same time
                 elif found != "running":
                     if found not in (0, "lost"):
                         _call(self.tpu.ssh(f"tail -n {_LAST_LINES} {RUN}/log"), show=True)
@@ -140,20 +140,20 @@ class Launcher:
             self._sleep(self.options.poll)
 
     def delete(self) -> None:
-        """Deletes all but what is in buckets."""
+        """Deletes everything except the contents of buckets."""
         if self.state() is None:
             print(f"there is no {self.options.name}")
             return
         deleted = _call(self.tpu.delete(), show=True)
         if deleted.returncode:
-            raise LaunchError(f"not deleted: {_last_line(deleted.stderr)}; it goes on costing")
+            raise LaunchError(f"{self.options.name} was not deleted and still costs: {_last_line(deleted.stderr)}")
         print(f"{self.options.name} is deleted")
 
     def _wait_for_tpu(self) -> None:
         told = None
         while (state := self.state()) != "ACTIVE":
             if state != told:
-                print(f"{self.options.name}: {state or 'asking for it'}", flush=True)
+                print(f"{self.options.name}: {state or 'requesting it'}", flush=True)
                 told = state
             if state is None:
                 created = _call(self.tpu.create())
@@ -162,7 +162,7 @@ class Launcher:
             elif state in _GONE:
                 _call(self.tpu.delete())
             elif state not in (*_COMING, "DELETING"):
-                raise LaunchError(f"{self.options.name} is {state}: `{shlex.join(self.tpu.describe()[:-1])}` tells why")
+                raise LaunchError(f"{self.options.name} is {state}; see: {shlex.join(self.tpu.describe()[:-1])}")
             self._sleep(self.options.poll)
 
     def _install(self) -> bool:
@@ -172,7 +172,7 @@ class Launcher:
         return _call(self.tpu.ssh(unpack_command(self.options)), show=True).returncode == 0
 
     def _show_log(self) -> None:
-        """Prints what the first host's log gained."""
+        """Prints new lines of the first host's log."""
         log = _call(self.tpu.ssh(f"tail -c +{self._shown + 1} {RUN}/log", worker="0"))
         if log.returncode == 0:
             self._shown += len(log.stdout.encode())
@@ -181,7 +181,7 @@ class Launcher:
 
 @contextlib.contextmanager
 def packed(source: str):
-    """The committed files of a repository as an archive."""
+    """Packs the committed files of a repository into an archive."""
     with tempfile.TemporaryDirectory(prefix="hrnet_jax_") as folder:
         archive = pathlib.Path(folder) / ARCHIVE
         made = _call(["git", "-C", source, "archive", "--format=tar.gz", f"--output={archive}", "HEAD"])
@@ -191,7 +191,7 @@ def packed(source: str):
 
 
 def plan(options: argparse.Namespace) -> list[list[str]]:
-    """The commands of a run that is never preempted."""
+    """The commands of a run without preemptions."""
     tpu = Tpu(options)
     watch = [tpu.ssh(status_command()), tpu.ssh(f"tail -c +1 {RUN}/log", worker="0")]
     if options.command == "watch":
@@ -207,7 +207,7 @@ def plan(options: argparse.Namespace) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: the training's, or 1 with one line for what went wrong before."""
+    """The command line; returns the training's exit code, or 1 after printing an error."""
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         if options.dry_run:
@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nthe training goes on, and costs; `watch` and `run` follow it, `delete` ends it", file=sys.stderr)
+        print("\nthe training continues, and costs; `watch` and `run` follow it, `delete` ends it", file=sys.stderr)
         return 130
     return 0
 
@@ -244,7 +244,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options, with the training's own `arguments`. Raises LaunchError for what is missing or unknown."""
+    """Parses the options; `arguments` are the training's. Raises LaunchError if any is missing or unknown."""
     own, training = list(arguments), []
     if "--" in own:
         at = own.index("--")
@@ -252,35 +252,35 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="python -m hrnet_jax.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["create", "run", "resume", "watch", "delete"], help="resume is run")
-    parser.add_argument("--name", required=True, help="of the TPU and of its queued resource")
+    parser.add_argument("command", choices=["create", "run", "resume", "watch", "delete"], help="resume equals run")
+    parser.add_argument("--name", required=True, help="name of the TPU and of its queued resource")
     parser.add_argument("--zone", required=True)
-    parser.add_argument("--project", help="default: gcloud's own")
+    parser.add_argument("--project", help="default: gcloud's")
     parser.add_argument(
         "--type", help="accelerator type: v5litepod-8, v6e-8 (one host); v5litepod-16, v6e-32 (several)"
     )
-    parser.add_argument("--spot", action="store_true", help="cheaper, and may be preempted")
-    parser.add_argument("--reserved", action="store_true", help="from a reservation")
+    parser.add_argument("--spot", action="store_true", help="cheaper, but may be preempted")
+    parser.add_argument("--reserved", action="store_true", help="use a reservation")
     parser.add_argument("--runtime_version", help="default: by type, " + ", ".join(sorted(set(RUNTIMES.values()))))
-    parser.add_argument("--service_account", help="that the hosts act as; default: the project's")
-    parser.add_argument("--internal_ip", action="store_true", help="hosts without addresses outside the network")
-    parser.add_argument("--source", default=".", help="this repository; its committed files go to the hosts")
-    parser.add_argument("--setup", default=SETUP, help="shell command that makes .venv there; default: %(default)s")
-    parser.add_argument("--prepare", default="", help="shell command after it, to bring the data, say")
-    parser.add_argument("--poll", type=float, default=30, help="seconds between two looks (%(default)s)")
-    parser.add_argument("--max_restarts", type=int, default=100, help="(%(default)s)")
-    parser.add_argument("--delete", action="store_true", help="delete the TPU when the training is done")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands of an undisturbed run")
+    parser.add_argument("--service_account", help="service account of the hosts; default: the project's")
+    parser.add_argument("--internal_ip", action="store_true", help="hosts without external addresses")
+    parser.add_argument("--source", default=".", help="this repository; its committed files are copied to the hosts")
+    parser.add_argument("--setup", default=SETUP, help="shell command that creates .venv; default: %(default)s")
+    parser.add_argument("--prepare", default="", help="shell command to run afterwards, e.g. to copy the data")
+    parser.add_argument("--poll", type=float, default=30, help="seconds between checks (%(default)s)")
+    parser.add_argument("--max_restarts", type=int, default=100, help="restarts after preemptions (%(default)s)")
+    parser.add_argument("--delete", action="store_true", help="delete the TPU after the training")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands of a run without preemptions")
     options = parser.parse_args(own)
     options.arguments = training
     if options.command in ("create", "run", "resume") and not options.type:
-        raise LaunchError("--type is missing: the accelerator, as v5litepod-8")
+        raise LaunchError("--type is missing: the accelerator, e.g. v5litepod-8")
     if options.spot and options.reserved:
-        raise LaunchError("--spot and --reserved: a TPU is one or the other")
+        raise LaunchError("--spot and --reserved cannot be combined; choose one or the other")
     if options.command in ("run", "resume"):
         given = {argument.partition("=")[0] for argument in training}
         if missing := [name for name in ("--config", "--workdir") if name not in given]:
-            raise LaunchError(f"{' and '.join(missing)} missing after --, for the training")
+            raise LaunchError(f"{' and '.join(missing)} missing after --; the training needs them")
     return options
 
 
@@ -289,11 +289,11 @@ def _answers(output: str) -> list[str]:
 
 
 def _call(command: Sequence[str], show: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs a command; `show` passes its output on."""
+    """Runs a command; `show` prints its output."""
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     except FileNotFoundError:
-        raise LaunchError(f"{command[0]}: not found; cloud.google.com/sdk tells how to install gcloud") from None
+        raise LaunchError(f"{command[0]}: not found; install gcloud, see cloud.google.com/sdk") from None
     if show and (done.stdout or done.returncode):
         print(done.stdout, end="", flush=True)
         if done.returncode:

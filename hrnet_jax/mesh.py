@@ -16,10 +16,10 @@ from data_pipelines.errors import InputError
 
 
 def join_hosts() -> None:
-    """Joins this process with the others of its run; first of all, before any device is touched.
+    """Joins this process with the other processes of the run; must be called before any device is used.
 
-    Cloud TPU, Slurm, Open MPI and Kubernetes tell who takes part; elsewhere JAX_COORDINATOR_ADDRESS (host:port of
-    process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID do. Raises InputError when nobody tells.
+    Cloud TPU, Slurm, Open MPI and Kubernetes are detected; otherwise JAX_COORDINATOR_ADDRESS (host:port of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID must be set. Raises InputError if neither is the case.
     """
     names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
     try:
@@ -33,19 +33,19 @@ def join_hosts() -> None:
 
 
 def is_main_host() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Whether this process prints and writes."""
     return jax.process_index() == 0
 
 
 def from_main_host(function: Callable[[], Any]) -> Any:
-    """What a function returns on the main host, on every host; it runs there only.
+    """Calls a function on the main host only, and returns its result on every host.
 
     Args:
-      function: returns what JSON can hold. All hosts must call this at the same point.
+      function: returns a JSON-serialisable value. All hosts must call `from_main_host` at the same point.
 
     Raises:
-      InputError: the function raised it, on every host. Any other error is raised on the main host, and ends the
-        others with an InputError.
+      InputError: on every host if the function raised it. Any other error is raised on the main host, and as an
+        InputError on the others.
     """
     if jax.process_count() == 1:
         return function()
@@ -68,32 +68,32 @@ def from_main_host(function: Callable[[], Any]) -> Any:
 
 
 def create_mesh(devices: Sequence[jax.Device] | int = 0) -> Mesh:
-    """Devices along the axis `data`: those given, or the first so many of all processes'; 0: all."""
+    """A mesh with the axis `data` over the given devices, or over the first N of all processes' devices; 0: all."""
     if isinstance(devices, int):
         if devices > len(jax.devices()):
-            raise InputError(f"config.devices={devices}: there are {len(jax.devices())}")
+            raise InputError(f"config.devices={devices}: only {len(jax.devices())} are available")
         devices = jax.devices()[: devices or None]
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """The sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def on_mesh(tree: Any, sharding: NamedSharding) -> Any:
-    """The shapes and types of a tree of arrays, as if they lay there."""
+    """The shapes and types of a tree of arrays, with a sharding."""
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Puts this host's part of a batch on its devices; returns the global arrays, split along their first axis."""
+    """Puts this host's part of a batch on its devices; returns global arrays, split along their first axis."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
 def split_evenly(batch: dict[str, jax.Array], parts: int, devices: int) -> dict[str, jax.Array]:
-    """[B, ...] -> [parts, B / parts, ...], each part with an equal share of what each device holds; nothing moves."""
+    """[B, ...] -> [parts, B / parts, ...]; each part has an equal share of each device's samples, which do not move."""
 
     def split(array: jax.Array) -> jax.Array:
         shape = array.shape[1:]
@@ -103,16 +103,16 @@ def split_evenly(batch: dict[str, jax.Array], parts: int, devices: int) -> dict[
 
 
 def host_part(array: jax.Array) -> np.ndarray:
-    """The rows of an array split along its first axis that this host's devices hold."""
+    """This host's rows of an array that is split along its first axis."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def gather_hosts(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Concatenates each array with those of the same name and size of all hosts, bit for bit."""
+    """Concatenates each array over all hosts, bit for bit; names and sizes must be equal."""
     if jax.process_count() == 1:
         return arrays
-    # As bytes: JAX would round 64-bit numbers to 32.
+    # As bytes, because JAX would convert 64-bit numbers to 32.
     raw = {name: np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1) for name, a in arrays.items()}
     gathered = multihost_utils.process_allgather(raw, tiled=True)
     return {

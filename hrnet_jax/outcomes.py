@@ -1,12 +1,12 @@
-"""How a command may end otherwise than by its work being done; `hrnet_jax.cli` turns these into exit codes."""
+"""Endings of a command other than success; `hrnet_jax.cli` turns them into exit codes."""
 
 ABORTED = 2
 INTERRUPTED = 75
 
 
 class Aborted(Exception):
-    """A guard ended the run: going on would have wasted time."""
+    """A guard stopped the run, because continuing would have wasted time."""
 
 
 class Interrupted(Exception):
-    """A run was stopped by a signal after its state was saved."""
+    """A signal stopped the run; its state was saved first."""

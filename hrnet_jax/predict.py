@@ -1,10 +1,11 @@
-"""Images or a video -> people's keypoints, as JSON and drawn.
+"""Predicts people's keypoints in images or a video, as JSON and as pictures.
 
     python -m hrnet_jax.predict --checkpoint runs/quickstart --images photos --boxes boxes.json --output runs/photos
 
-writes predictions.json, and drawn/NAME.png for each image or drawn.mp4. --boxes takes a COCO annotation file (the truth
-is drawn beside), a list of detections in COCO's format, a JSON object {file name: [[x, y, width, height], ...]}, or an
-.npy array [N,4] of boxes that are on every image; without it, each image shows one person. docs/predict.md tells more.
+writes predictions.json, and drawn/NAME.png for each image or drawn.mp4. --boxes takes a COCO annotation file (whose
+keypoints are drawn beside the predictions), a list of detections in COCO's format, a JSON object {file name: [[x, y,
+width, height], ...]}, or an .npy array [N,4] of boxes for every image. Without --boxes, each image shows one person.
+See docs/predict.md.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from hrnet_jax import cli
 
 OPTIONS: cli.Options = {
     "checkpoint": (None, "work directory, or converted or exported folder"),
-    "images": (None, "image, folder of images (searched all the way down) or video"),
+    "images": (None, "image, folder of images (including subfolders) or video"),
     "output": (None, "folder for predictions.json and the pictures"),
-    "boxes": ("", "person boxes: annotations, detections, JSON by file name, or .npy; without, the whole image"),
-    "annotations": ("", "COCO annotation file: image ids of --boxes, and the truth to draw beside"),
-    "box_threshold": ("0.3", "leaves out detections with a lower score"),
-    "score_threshold": ("0.3", "leaves out keypoints with a lower score, of the pictures only"),
-    "flip_test": (True, "averages two mirrored views (if config.eval.flip_test does): better, twice the work"),
+    "boxes": ("", "person boxes: annotations, detections, JSON by file name, or .npy; default: the full image"),
+    "annotations": (
+        "",
+        "COCO annotation file: image ids for --boxes, and keypoints to draw beside the predictions",
+    ),
+    "box_threshold": ("0.3", "omits detections with a lower score"),
+    "score_threshold": ("0.3", "omits keypoints with a lower score from the pictures"),
+    "flip_test": (True, "averages over two mirrored views (if config.eval.flip_test): better, twice the work"),
     "draw": (True, "writes pictures"),
     "heatmaps": (False, "draws the heatmaps below the skeletons: twice the work"),
-    "batch_size": ("16", "people that the device is given at a time"),
-    "max_megapixels": ("50", "larger images are refused before they are decoded"),
+    "batch_size": ("16", "people per batch on the device"),
+    "max_megapixels": ("50", "larger images are refused without decoding"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
@@ -63,7 +67,7 @@ logger = logging.getLogger(__name__)
 
 
 class Look(NamedTuple):
-    """How pictures are drawn: keypoints above `threshold`, of the truth's keypoint set `labels`, over heatmaps."""
+    """Drawing options: minimum keypoint score, keypoint set of the annotations, and whether to draw heatmaps."""
 
     threshold: float
     labels: KeypointSet
@@ -75,9 +79,8 @@ def predict(
 ) -> tuple[int, int, int]:
     """Predicts on all images of a source and writes predictions.json and, unless `look` is None, the pictures.
 
-    Returns how many images were predicted on, how many people, and how many images could not be used; each of these is
-    told in a line of the log. Raises InputError when none could be used, or a file cannot be written; a picture that
-    cannot is told at the end, when predictions.json is there.
+    Returns the numbers of predicted images, of people and of unusable images; the latter are logged. Raises InputError
+    if no image could be used, or a file cannot be written; for a picture, only after predictions.json is complete.
     """
     folder = epath.Path(output)
     pending: collections.deque[tuple[Shot, list[float], float]] = collections.deque()
@@ -100,7 +103,7 @@ def predict(
             height, width = shot.pixels.shape[:2]
             shot.record.update({"width": width, "height": height})
             picture, zoom = shot.pixels, 1.0
-            if max(height, width) > draw.LONGEST:  # those that wait for their answers are kept small
+            if max(height, width) > draw.LONGEST:  # keeps pictures that wait for results small
                 picture, zoom = draw.zoomed(picture, draw.LONGEST)
             pending.append((shot._replace(pixels=picture), scores, zoom))
             yield item
@@ -123,9 +126,9 @@ def predict(
             images, people_seen = images + 1, people_seen + len(people)
             progress.tell(images + len(unusable))
         if not images:
-            raise InputError(f"{source.path}: none of its {len(unusable)} images could be used")
+            raise InputError(f"{source.path}: none of its {len(unusable)} images could be used; see the warnings above")
     if pictures.problem:
-        raise InputError(f"{pictures.problem}; {folder / 'predictions.json'} is whole")
+        raise InputError(f"{pictures.problem}; {folder / 'predictions.json'} is complete")
     return images, people_seen, len(unusable)
 
 
@@ -149,10 +152,10 @@ def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
         boxes = read_boxes(path, labels, values["annotations"], numbers["box_threshold"])
         names = [utf8(name) for name in source.names]
         if names and boxes.same is None and not any(boxes.of(name)[0] for name in names):
-            raise InputError(f"{path}: has no box on {names[0]}, nor on any other image of {source.path}")
+            raise InputError(f"{path}: has no box for {names[0]} or any other image in {source.path}")
         others = sorted({name for name in boxes.boxes if isinstance(name, str)} - {*names})
         if others and os.path.isdir(source.path):
-            logger.warning("%s: %d names are no image of %s, for one %s", path, len(others), source.path, others[0])
+            logger.warning("%s: %d names are not images in %s, e.g. %s", path, len(others), source.path, others[0])
     with config_errors(values["checkpoint"]):
         trained = checkpoint.load(values["checkpoint"])._replace(config=config)
     predictor = Predictor(trained, batch_size=int(numbers["batch_size"]), max_megapixels=numbers["max_megapixels"])
@@ -181,7 +184,7 @@ def _drawn(
     keypoints: KeypointSet,
     look: Look,
 ) -> UInt8[np.ndarray, "a b 3"]:
-    """The picture, `zoom` times as large as the image, with the people, and beside it with the true ones if known."""
+    """The picture (`zoom` times the image's size) with the people drawn, beside the annotated people if known."""
     thickness = max(2, round(max(picture.shape) / 400))
     ours = picture.copy()
     if look.heatmaps:
@@ -199,7 +202,7 @@ def _drawn(
 
 
 def _plain(person: Person, score: float) -> dict[str, Any]:
-    """A person as JSON: hundredths of a pixel, and four digits of scores."""
+    """A person as JSON, rounded: pixels to two decimals, scores to four."""
     return {
         "bbox": np.round(person["bbox"].astype(float), 2).tolist(),
         "box_score": round(score, 4),
@@ -210,7 +213,7 @@ def _plain(person: Person, score: float) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _record_writer(path: epath.Path, head: dict[str, Any]) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes a JSON object with one line for each of its `images`; the file is there once all are."""
+    """Writes a JSON object with one line per entry of `images`; the file appears when complete."""
     separators = itertools.chain([""], itertools.repeat(","))
     with storage.whole(path) as partial, partial.open("w") as file:
         file.write(f'{json.dumps(head)[:-1]}, "images": [')
@@ -219,10 +222,10 @@ def _record_writer(path: epath.Path, head: dict[str, Any]) -> Iterator[Callable[
 
 
 class _Pictures:
-    """Writes pictures: drawn/NAME.png, or the frames of drawn.mp4. A context.
+    """A context that writes pictures: drawn/NAME.png, or the frames of drawn.mp4.
 
     Attributes:
-      problem: why one could not be written; empty as long as all could.
+      problem: the first write error; empty if there was none.
     """
 
     def __init__(self, output: epath.Path, frames_a_second: float):
@@ -232,10 +235,10 @@ class _Pictures:
         self._append: Callable[[Pixels], None] | None = None
 
     def add(self, name: str, picture: Pixels) -> None:
-        """Writes the picture of an image, or of the next frame."""
+        """Writes the picture of an image, or the next frame."""
         with self._problem_kept():
             if not self._frames_a_second:
-                # Their loss in a power cut costs only the same command again.
+                # Not synced: after a power cut, the command can be repeated.
                 draw.write_png(self._output / "drawn" / f"{name}.png", picture, sync=False)
                 return
             if not self._append:
@@ -262,7 +265,7 @@ class _Pictures:
 def _video_writer(
     path: epath.Path, frames_a_second: float, size: tuple[int, ...]
 ) -> Iterator[Callable[[Pixels], None]]:
-    """Writes a video of frames of (width, height); the file is there once all are."""
+    """Writes a video of frames of (width, height); the file appears when complete."""
     with storage.whole(path) as partial, _named_in_ascii(partial) as name:
         writer, written = cv2.VideoWriter(), 0
         if not writer.open(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), frames_a_second, size):
@@ -281,12 +284,12 @@ def _video_writer(
         whole = video.isOpened() and video.get(cv2.CAP_PROP_FRAME_COUNT) == written
         video.release()
         if not whole:  # OpenCV does not say why
-            raise InputError(f"{path}: cannot be written whole (is the disk full?)")
+            raise InputError(f"{path}: cannot be written completely (is the disk full?)")
 
 
 @contextlib.contextmanager
 def _named_in_ascii(path: pathlib.Path) -> Iterator[str]:
-    """A name for a file whose own name is ASCII; OpenCV crashes on folders that are not UTF-8."""
+    """An ASCII path to a file with an ASCII name; OpenCV crashes on folders that are not UTF-8."""
     folder = os.open(path.parent, os.O_PATH)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -295,12 +298,12 @@ def _named_in_ascii(path: pathlib.Path) -> Iterator[str]:
 
 
 class _Progress:
-    """Tells how far a run is, every few seconds."""
+    """Logs progress every few seconds."""
 
     def __init__(self, total: int):
         self._total = total
         self._first = self._told = 0.0
-        self._known = 0  # images at the first call, before which the step was compiled
+        self._known = 0  # images at the first call, when compilation was finished
 
     def tell(self, done: int) -> None:
         now = time.monotonic()

@@ -1,11 +1,11 @@
-"""A work directory -> one HTML page.
+"""Writes an HTML report of a work directory.
 
     python -m hrnet_jax.report runs/quickstart
 
-writes `report.html` into it: AP with its conditions, curves, speed, what kinds of mistakes there are, the worst
-predictions drawn, and the config. The page needs no network and no scripts. `--config.data.root=DATA` says where the
-data is now. The output folder of an evaluation is reported too; when it is no part of a work directory, `--checkpoint`
-names the model that was evaluated, whose config says which data that was.
+writes `report.html` into it: AP with its conditions, curves, speed, kinds of mistakes, the worst predictions drawn, and
+the config. The page needs no network and no scripts. `--config.data.root=DATA` gives the current location of the data.
+The output folder of an evaluation can be reported too; outside a work directory, `--checkpoint` names the evaluated
+model, whose config names the data.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from hrnet_jax import cli
 
 OPTIONS: cli.Options = {
-    "workdir": (None, "folder of the run; also the first argument without a name"),
-    "output": ("", "the HTML file; report.html in the folder if not given"),
-    "checkpoint": ("", "for a folder without a config: work directory or converted folder of the model"),
+    "workdir": (None, "folder of the run; may be given as the first argument, without --workdir"),
+    "output": ("", "HTML file; default: report.html in the folder"),
+    "checkpoint": ("", "work directory or converted folder of the model, for a folder without a config"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
@@ -40,7 +40,7 @@ from hrnet_jax.training import record as record_lib
 from hrnet_jax.weights import checkpoint
 
 _SUMMED = ("loss", "learning_rate", "gradient_norm")
-# Folders of a work directory in which no evaluation is looked for, and how deep it is.
+# Folders of a work directory that are not searched for evaluations, and the search depth.
 _OTHERS = {"checkpoints", "best", "cache", "tensorboard", "profile", "metrics"}
 _DEPTH = 3
 
@@ -48,7 +48,7 @@ Records = list[dict[str, float]]
 
 
 class Evaluation(NamedTuple):
-    """A metrics.json: what its folder is called, where it is, and the content."""
+    """A metrics.json: its folder's name, its folder and its content."""
 
     name: str
     folder: epath.Path
@@ -56,12 +56,12 @@ class Evaluation(NamedTuple):
 
 
 def report(workdir: str | os.PathLike, output: str | os.PathLike = "", *, config: ConfigDict | None = None) -> str:
-    """Writes the page and returns where.
+    """Writes the page and returns its path.
 
     Args:
       workdir: a run, finished or not, or the output folder of `hrnet_jax.evaluate`.
-      output: an HTML file; `report.html` in the work directory if empty.
-      config: the experiment; read from the work directory if None.
+      output: an HTML file; default: `report.html` in the work directory.
+      config: the experiment; None: read from the work directory.
 
     Raises:
       InputError: the folder is neither, one of its files is damaged, or the page cannot be written.
@@ -69,19 +69,19 @@ def report(workdir: str | os.PathLike, output: str | os.PathLike = "", *, config
     config = stored_config(workdir) if config is None else config
     path = epath.Path(output or epath.Path(workdir) / "report.html")
     storage.check_output(path)
-    storage.write(path, build(workdir, config).encode(errors="replace"))  # names may hold what is no character
+    storage.write(path, build(workdir, config).encode(errors="replace"))  # names may hold invalid characters
     return str(path)
 
 
 def stored_config(workdir: str | os.PathLike, model: str | os.PathLike = "") -> ConfigDict:
-    """The config of a work directory, else that of the `model`; empty when all there is is an evaluation.
+    """The config of a work directory, or that of `model`; empty if there is only an evaluation.
 
-    Raises InputError when the folder is neither a work directory nor the output of an evaluation.
+    Raises InputError if the folder is neither a work directory nor the output of an evaluation.
     """
     storage.check_bucket(workdir)
     folder = epath.Path(workdir)
     if not folder.is_dir():
-        raise InputError(f"{workdir}: no such folder; WORKDIR is what training or evaluation wrote")
+        raise InputError(f"{workdir}: no such folder; --workdir must be written by training or evaluation")
     if (folder / "config.json").exists():
         return config_lib.from_json(folder / "config.json")
     if not (folder / "metrics.json").exists():
@@ -90,7 +90,7 @@ def stored_config(workdir: str | os.PathLike, model: str | os.PathLike = "") -> 
 
 
 def build(workdir: str | os.PathLike, config: ConfigDict) -> str:
-    """The page of a work directory as text. Raises InputError when a file in it is damaged."""
+    """The HTML page of a work directory. Raises InputError if one of its files is damaged."""
     folder = epath.Path(workdir)
     name = storage.absolute(folder).name
     records, evaluations = _records(folder), list(_evaluations(folder, name))
@@ -108,7 +108,7 @@ def build(workdir: str | os.PathLike, config: ConfigDict) -> str:
 
 
 def _records(folder: epath.Path) -> Records:
-    """What was logged, numbers only."""
+    """The logged records, only their numbers."""
     try:
         lines = list(metric_files.read(folder))
     except UnicodeDecodeError:
@@ -121,7 +121,7 @@ def _records(folder: epath.Path) -> Records:
 
 
 def _evaluations(folder: epath.Path, name: str, depth: int = _DEPTH) -> Iterator[Evaluation]:
-    """All evaluations of a folder and of those in it."""
+    """All evaluations in a folder and its subfolders."""
     if (folder / "metrics.json").exists():
         metrics = read_json(folder / "metrics.json")
         if isinstance(metrics, dict) and all(_is_number(metrics.get(key)) for key in METRICS):
@@ -132,7 +132,7 @@ def _evaluations(folder: epath.Path, name: str, depth: int = _DEPTH) -> Iterator
 
 
 def _described(config: ConfigDict) -> str:
-    """The experiment in a line, as far as the config tells."""
+    """The experiment in one line, as far as the config describes it."""
     try:
         height, width = config.codec.input_size
         parts = [f"HRNet {config.model.variant}", f"{height}x{width}", config.codec.name, f"{config.epochs} epochs"]
@@ -167,7 +167,9 @@ def _overview(folder: epath.Path, records: Records, evaluations: list[Evaluation
 
 def _results(evaluations: list[Evaluation]) -> list[Html]:
     if not evaluations:
-        text = "Nothing was evaluated yet: training does every config.eval.every_epochs, hrnet_jax.evaluate any time."
+        text = (
+            "Nothing was evaluated yet: training evaluates every config.eval.every_epochs, hrnet_jax.evaluate any time."
+        )
         return [tag("h2", "Results"), note(text)]
     numbers = [[found.name, *(_ap(found.metrics[key]) for key in METRICS)] for found in evaluations]
     keys = dict.fromkeys(key for found in evaluations for key in found.metrics if key not in METRICS)
@@ -224,10 +226,10 @@ def _last(records: Records, key: str) -> float | None:
 
 
 def _start(start: dict[str, Any]) -> str:
-    """A start's record in a line."""
+    """A start's record in one line."""
     versions = start["versions"] if isinstance(start.get("versions"), dict) else {}
     where = f"{str(start.get('start'))[:19]} on {start.get('devices')} ({start.get('host')}), jax {versions.get('jax')}"
-    return f"{where}: {start.get('outcome') or 'runs, or was killed'}"
+    return f"{where}: {start.get('outcome') or 'running, or killed'}"
 
 
 def _ap(number: float) -> str:
@@ -246,7 +248,7 @@ def main() -> None:
 
 
 def _with_workdir_named(arguments: list[str]) -> list[str]:
-    """The arguments with the first that is neither a flag nor a flag's value as `--workdir`."""
+    """Adds `--workdir` to the first argument that is neither a flag nor a flag's value."""
     for i, argument in enumerate(arguments):
         before = arguments[i - 1] if i else ""
         if not argument.startswith("-") and not (before.startswith("-") and "=" not in before):

@@ -1,6 +1,6 @@
-"""Every key of a config: what it takes, and whether a continued run may change it.
+"""The schema of configs: each key's valid values, and whether a continued run may change it.
 
-`hrnet_jax.config` checks configs by this table. A new key is a line here and a line in `configs/common.py`.
+`hrnet_jax.config` checks configs by this table. A new key needs a line here and a line in `configs/common.py`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from hrnet_jax.codecs import CODECS
 from hrnet_jax.models import VARIANTS
 
 ANY = -1
-_MAX_SIDE = 4096  # pixels of a crop; the typing error that adds a zero should not take all memory
+_MAX_SIDE = 4096  # pixels of a crop; catches typing errors that would exhaust the memory
 _NAMES = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What a key takes.
+    """The valid values of a key.
 
     Attributes:
-      kind: bool, int, float (a whole number will do), str, or KeypointSet (its name or its attributes will do).
-      low: the least number that it takes.
-      high: the greatest one.
-      above: the greatest number that is too small.
-      below: the least number that is too large.
+      kind: bool, int, float (or an integer), str, or KeypointSet (or its name or its attributes).
+      low: minimum.
+      high: maximum.
+      above: exclusive minimum.
+      below: exclusive maximum.
       multiple: numbers must be multiples of it.
-      choices: the strings that it takes; empty: any.
-      length: None for one value, else of how many values a tuple must be; ANY.
-      free: whether a continued run may change it. The other keys say which experiment it is.
+      choices: valid strings; empty: any.
+      length: None for a single value, else the length of a tuple of values, or ANY.
+      free: whether a continued run may change it. The other keys identify the experiment.
       training: whether only training needs it; a stored config may lack it.
-      optional: whether it may be absent, or None, in every config.
+      optional: whether it may be absent or None in every config.
     """
 
     kind: type
@@ -55,7 +55,7 @@ class Key:
     optional: bool = False
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a value, if anything."""
+        """What is wrong with a value, or None."""
         if value is None and self.optional:
             return None
         if self.kind is KeypointSet:
@@ -72,7 +72,7 @@ class Key:
             return isinstance(value, self.kind) and (not self.choices or value in self.choices)
         if isinstance(value, bool) or not isinstance(value, int if self.kind is int else (int, float)):
             return False
-        # NaN is in no range.
+        # NaN is in no range, so it is refused.
         return (
             (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)

@@ -308,7 +308,7 @@ def test_create_codec_explains_mistakes(config, message):
 
 def test_maps_of_another_size_are_refused():
     codec = codec_of("msra")
-    with pytest.raises(InputError, match=r"16x12.*256x192 makes 64x48"):
+    with pytest.raises(InputError, match=r"16x12.*256x192 requires 64x48"):
         codec.decode(jnp.zeros((1, 16, 12, 17)))
     with pytest.raises(InputError, match=r"\(64, 48, 17\).*\(64, 48, 14\)"):
         codec.loss(jnp.zeros((1, 64, 48, 17)), jnp.zeros((1, 64, 48, 14)), jnp.ones((1, 14)))

@@ -150,7 +150,7 @@ def test_what_depends_on_other_keys():
     config.data.format = "tfds"
     check(config)
     del config.data.train.aic.prepared
-    refused("config.data.format='tfds': config.data.train.aic needs `prepared`", check, config)
+    refused("config.data.format='tfds': set config.data.train.aic.prepared", check, config)
     check(config, training=False)
 
 
@@ -226,7 +226,7 @@ def test_some_devices_of_several_hosts_are_refused(monkeypatch):
     config = recipe()
     check_devices(config, 1)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    refused("config.devices=1: all 2 devices of 2 processes must take part; set it to 0", check_devices, config, 1)
+    refused("config.devices=1: all 2 devices of 2 processes must be used; set it to 0", check_devices, config, 1)
     check_devices(config, 2)
 
 
@@ -278,5 +278,5 @@ def test_paths_that_are_no_config_files(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     refused("nowhere.py: no such config file", load_config, "nowhere.py")
     for path in (tmp_path, tmp_path / "fifo"):
-        refused(f"{path}: is no file", load_config, str(path))
+        refused(f"{path}: is not a file", load_config, str(path))
     assert config_lib.load_config(f"{REPOSITORY}/configs/coco.py:").model.variant == "w32"

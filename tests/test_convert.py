@@ -248,7 +248,7 @@ def test_a_state_dict_that_needs_code_is_refused_and_nothing_runs(tmp_path, wher
 
 def test_a_plain_pickle_is_refused_unread(tmp_path):
     (tmp_path / "x.pth").write_bytes(pickled(Call(OS_SYSTEM, f"touch {tmp_path}/ran")))
-    with pytest.raises(InputError, match=r"a pickle that torch\.save did not write"):
+    with pytest.raises(InputError, match=r"a pickle not written by torch\.save"):
         torch_files.read(tmp_path / "x.pth")
     assert not (tmp_path / "ran").exists()
 
@@ -303,9 +303,9 @@ def test_a_tensor_outside_of_its_storage_is_refused(tmp_path, offset, shape, str
     [
         (b"", "is empty"),
         (b"<html>404</html>", "of unknown format"),
-        ("zip", "a zip archive, but none that torch.save wrote"),
+        ("zip", "a zip archive, but not one that torch.save wrote"),
         ([1, 2], "holds no state dict"),
-        ({"epoch": 3}, "'epoch' is no tensor but int"),
+        ({"epoch": 3}, "'epoch' is not a tensor but int"),
         ({"a": Call(Global("torch._utils", "_rebuild_qtensor"), 1)}, "_rebuild_qtensor"),
     ],
 )
@@ -405,9 +405,9 @@ def test_what_stands_in_front_of_all_names_is_left_out(mmpose, caplog, style, be
     plain, prefixed = create_model(TINY), create_model(TINY)
     tensors = named(mmpose, style)
     convert.load_torch_state_dict(plain, tensors)
-    assert "names are read" not in caplog.text
+    assert "removed from its names" not in caplog.text
     convert.load_torch_state_dict(prefixed, {before + name: array for name, array in tensors.items()})
-    assert f"the state dict: an HRNet whose names are read without {told}\n" in caplog.text
+    assert f"the state dict: an HRNet; removed from its names: {told}\n" in caplog.text
     for expected, found in zip(state_dict(plain), state_dict(prefixed), strict=True):
         same({n: np.asarray(a) for n, a in found.items()}, {n: np.asarray(a) for n, a in expected.items()})
 
@@ -419,7 +419,7 @@ def test_a_backbone_that_was_compiled_by_itself(mmpose):
 
 def test_two_networks_in_a_file_are_refused(mmpose):
     tensors = {f"{who}.{name}": array for who in ("student", "teacher") for name, array in mmpose.items()}
-    with pytest.raises(InputError, match=r"holds 2 networks, behind 'student\.'; 'teacher\.'; save the"):
+    with pytest.raises(InputError, match=r"holds 2 networks, under 'student\.'; 'teacher\.'; save the"):
         convert.load_torch_state_dict(create_model(TINY), tensors)
 
 
@@ -443,7 +443,7 @@ def test_of_weights_that_an_ema_hook_doubled_one_is_taken(mmpose, caplog, tmp_pa
     for ema, expected, taken in ((False, mmpose, "their own names"), (True, others, "EMA names")):
         caplog.clear()
         convert.from_torch(path, load_config(CONFIG), tmp_path / str(ema), ema=ema)
-        assert f"x.pth: an EMAHook's file, which holds the weights twice: taken under {taken}, not" in caplog.text
+        assert f"x.pth: an EMAHook's file with two sets of weights: read under {taken}, not" in caplog.text
         convert.to_torch(tmp_path / str(ema), "mmpose", tmp_path / "back.safetensors")
         same(dict(sorted(load_file(tmp_path / "back.safetensors").items())), dict(sorted(expected.items())))
 
@@ -595,7 +595,7 @@ def test_a_work_directory_converts_and_initialises(tmp_path):
             lambda path: save_file(
                 {"head.x": np.ones(1, np.float32)}, path / "model.safetensors", {"format_version": str(FORMAT_VERSION)}
             ),
-            "do not fit its config in .* missing backbone.conv1.weight",
+            "do not fit the config in .* missing backbone.conv1.weight",
         ),
     ],
 )
@@ -658,10 +658,10 @@ def test_the_command_converts_both_ways(monkeypatch, capsys, pth, mmpose, tmp_pa
         ({"input": "nowhere.pth"}, "nowhere.pth: no such file"),
         ({"input": __file__}, "of unknown format"),
         ({"to": "keras"}, "no such folder"),
-        ({"config": "", "to": "keras", "input": "FOLDER"}, "--to=keras: there are mmpose, official"),
+        ({"config": "", "to": "keras", "input": "FOLDER"}, "--to=keras: unknown; there are mmpose, official"),
         ({"config": "", "to": "mmpose", "input": "FOLDER", "output": "x.h5"}, "must end in .pth, .pt or .safetensors"),
         ({"config": "", "input": "FOLDER"}, "is a folder; add --to mmpose"),
-        ({"to": "mmpose", "input": "FOLDER"}, "--config does not go with --to"),
+        ({"to": "mmpose", "input": "FOLDER"}, "--config cannot be used with --to"),
     ],
 )
 def test_the_command_names_errors_in_one_line(monkeypatch, capsys, pth, folder, tmp_path, flags, message):

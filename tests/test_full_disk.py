@@ -185,7 +185,7 @@ def test_predict_keeps_its_records_when_a_picture_cannot_be_written(people, mode
     ):
         told.append(str(error))
         there = (output / "predictions.json").exists()
-        assert there == ("drawn" in told[-1]) == told[-1].endswith("predictions.json is whole")
+        assert there == ("drawn" in told[-1]) == told[-1].endswith("predictions.json is complete")
         if there:
             assert len(json.loads((output / "predictions.json").read_text())["images"]) == 3
     assert [("drawn" in line) for line in told] == [False, *6 * [True], False]
@@ -211,7 +211,7 @@ def test_a_video_that_the_disk_did_not_take(model, tmp_path):
     predict.predict(predictor, source, output, None, predict.Look(0.1, COCO))
     before = (output / "drawn.mp4").read_bytes()
     (output / "predictions.json").unlink()
-    with no_file_above(20_000), pytest.raises(InputError, match=r"drawn.mp4: cannot be written .*json is whole$"):
+    with no_file_above(20_000), pytest.raises(InputError, match=r"drawn.mp4: cannot be written .*json is complete$"):
         predict.predict(predictor, source, output, None, predict.Look(0.1, COCO))
     assert len(before) > 20_000
     assert {path.name for path in output.iterdir()} == {"drawn.mp4", "predictions.json"}

@@ -81,7 +81,7 @@ def test_two_processes_train_like_two_devices(one_process, two_processes):
 def test_eight_devices_train_like_two(shared, one_process, tmp_path):
     """Where each holds half a group of BatchNorm's samples."""
     output = run(*arguments(shared, tmp_path / "eight"), JAX_NUM_CPU_DEVICES="8").stdout
-    assert "groups of 4 samples span devices that hold 2" in output
+    assert "groups of 4 samples span devices with 2 samples" in output
     ours, theirs = losses(tmp_path / "eight"), losses(one_process)
     assert list(ours) == list(range(1, 13))
     assert ours[1] == pytest.approx(theirs[1], rel=1e-6)

@@ -139,12 +139,12 @@ def test_the_stored_model_knows_its_keypoints(place, dog, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sigmas": None}, "no lists"),
+        ({"sigmas": None}, "not lists"),
         ({"flip_pairs": [["nose"]]}, "no pairs"),
         ({"flip_pairs": [["nose", "beak"]]}, "unknown keypoints"),
         ({"sigmas": [0.1, -1.0]}, "above 0"),
         ({"sigmas": ["0.1", 0.1]}, "above 0"),
-        ({"names": ["nose", 1]}, "no strings"),
+        ({"names": ["nose", 1]}, "not strings"),
         ({"names": [], "sigmas": [], "skeleton": []}, "no names"),
         ({"colour": 1}, "a keypoint set has"),
     ],

@@ -191,21 +191,21 @@ def test_arrays_that_are_no_images_are_refused(predictor, array):
         ([[0, 0, 9, np.inf]], "box 0: .* is not finite"),
         ([[0, 0, 0, 5]], "has no area"),
         ([[0, 0, 5, -5]], "has no area"),
-        ([[80, 0, 5, 5]], "box 0: .* lies outside of the image"),
-        ([[10, -9, 5, 9]], "lies outside of the image"),
-        ([[0, 0, 1e300, 5]], "lies outside of any image"),
+        ([[80, 0, 5, 5]], "box 0: .* lies outside the image"),
+        ([[10, -9, 5, 9]], "lies outside the image"),
+        ([[0, 0, 1e300, 5]], "lies outside any image"),
         ([[1, 2, 3]], "shape"),
         ([1, 2, 3, 4], "shape"),
-        ([["a", 2, 3, 4]], "no table of numbers"),
-        ([[1, 2, 3, 4], [1]], "no table of numbers"),
-        ({"a": 1}, "no table of numbers"),
+        ([["a", 2, 3, 4]], "must be a table of numbers"),
+        ([[1, 2, 3, 4], [1]], "must be a table of numbers"),
+        ({"a": 1}, "must be a table of numbers"),
         (5, "shape"),
     ],
 )
 def test_bad_boxes_are_named(predictor, boxes, message):
     with pytest.raises(InputError, match=f"image 0: .*{message}"):
         predictor(image(), boxes)
-    with pytest.raises(InputError, match="for 2 images a list"):
+    with pytest.raises(InputError, match="must be a list of 2 tables"):
         predictor([image(), image()], [None])
 
 
@@ -528,7 +528,7 @@ def test_the_command(folder, people, tmp_path):
     gone.unlink()
     command = ("hrnet_jax.predict", "--checkpoint", folder, "--output", tmp_path / "out", "--images", photos)
     done = run(*command, "--boxes", people / ANNOTATIONS, "--noflip_test", "--config.eval.keypoint_threshold=0.1")
-    assert f"1 names are no image of {photos}, for one {gone.name}" in done.stdout
+    assert f"1 names are not images in {photos}, e.g. {gone.name}" in done.stdout
     assert "5 images" in done.stdout
     assert len(records(tmp_path / "out")) == 5
     assert len(list((tmp_path / "out/drawn").iterdir())) == 5
@@ -538,7 +538,7 @@ def test_the_command(folder, people, tmp_path):
     ("arguments", "message"),
     [
         (["--images", "{tmp}/none"], "none: no such file or folder"),
-        (["--images", "{images}", "--boxes", "{tmp}/boxes.json"], "boxes.json: has no box on"),
+        (["--images", "{images}", "--boxes", "{tmp}/boxes.json"], "boxes.json: has no box for"),
         (["--images", "{tmp}/broken.jpg"], "broken.jpg: not an image"),
     ],
 )

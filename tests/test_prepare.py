@@ -509,7 +509,7 @@ def test_folder_that_cannot_be_written(people, tmp_path):
     annotations, folder = people(1)
     with pytest.raises(InputError, match="people: holds other files"):
         prepare(annotations, folder, "coco", folder)
-    with pytest.raises(InputError, match="--processes 0"):
+    with pytest.raises(InputError, match="--processes=0"):
         prepare(annotations, folder, "coco", tmp_path / "few", processes=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file/few: cannot be written"):

@@ -175,7 +175,7 @@ def test_a_run_with_two_evaluations(copy):
     overview = dict(page.tables[0])
     assert overview["Best AP"] == "0.625 at step 10"
     assert overview["Checkpoints at steps"] == "10, 20"
-    assert overview["Started"] == "1 times, last 2026-01-02T03:04:05 on 8 x b (a), jax 1: runs, or was killed"
+    assert overview["Started"] == "1 times, last 2026-01-02T03:04:05 on 8 x b (a), jax 1: running, or killed"
     assert overview["Skipped steps (not finite)"] == "1"
     assert overview["Unreadable samples (replaced)"] == "1"
     titles = {drawing["aria-label"] for drawing in page.all("svg")}
@@ -333,13 +333,13 @@ def test_data_that_is_gone(copy, people, config, tmp_path):
     config = config.copy_and_resolve_references()
     config.data.root = str(root)
     page = page_of(copy, config)
-    assert page.text.count("Not drawn, for the images cannot be read") == 2
+    assert page.text.count("Not drawn, because the images cannot be read") == 2
     assert "val2017: no such folder" in page.text
     assert page.table("keypoint")
     assert not page.all("img")
     config.data.root = str(tmp_path / "nowhere")
     page = page_of(copy, config)
-    assert page.text.count("Mistakes cannot be told: ") == 2
+    assert page.text.count("Mistakes cannot be computed: ") == 2
     assert "nowhere/coco/annotations/person_keypoints_val2017.json: no such file" in page.text
     assert page.table("folder")
 
@@ -391,7 +391,7 @@ def test_damaged_files_are_named(copy, file, content, message):
 def test_damaged_results_are_told_in_the_page(copy, content):
     (copy / "keypoints.json").write_text(content)
     page = page_of(copy)
-    assert page.text.count("Mistakes cannot be told: ") == 1
+    assert page.text.count("Mistakes cannot be computed: ") == 1
     assert len(page.table("folder")) == 3
 
 
@@ -408,7 +408,7 @@ def test_configs_that_lack_something_get_a_page(copy, config, key, value):
     inner[last] = value
     (copy / "config.json").write_text(json.dumps(broken))
     page = page_of(copy)
-    assert "Mistakes cannot be told: " in page.text
+    assert "Mistakes cannot be computed: " in page.text
 
 
 def test_no_work_directory(tmp_path):

@@ -265,7 +265,7 @@ def test_a_directory_that_was_moved_is_not_made_anew(tmp_path, monkeypatch):
         deadline = time.monotonic() + 20
         while not ours._lost and time.monotonic() < deadline:
             time.sleep(0.01)
-        with pytest.raises(InputError, match=r"lease\.json has gone; the work directory was moved or removed"):
+        with pytest.raises(InputError, match=r"lease\.json is gone; the work directory was moved or removed"):
             ours.check()
     assert os.listdir(tmp_path) == ["moved"]
 
@@ -302,7 +302,7 @@ def test_other_people_are_refused_and_if_accepted_recorded(shared, workdir, tmp_
     config = with_changed_people(shared, tmp_path, move_a_keypoint)
     config.epochs = 3
     before = contents(workdir)
-    message = r"trained on other data; [^:]*: coco: 86 people \(digest \w+\), not 86 people \(digest \w+\)$"
+    message = r"config.init changed; [^:]*: coco: 86 people \(digest \w+\), not 86 people \(digest \w+\)$"
     with pytest.raises(InputError, match=message):
         train(config, workdir)
     after = contents(workdir)

@@ -112,7 +112,7 @@ def state_of(workdir, ema=0.0):
     """All arrays of the newest checkpoint and its meta."""
     config = load_config(f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal")
     state = start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), ema)
-    abstract = to_items(on_mesh(state, create_mesh(jax.devices()[:1])))
+    abstract = to_items(on_mesh(state, replicated(create_mesh(jax.devices()[:1]))))
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2) as checkpoints:
         restored, meta = checkpoints.restore(abstract)
     return jax.device_get(restored), meta
@@ -231,7 +231,7 @@ def test_a_converted_folder_is_not_trained_in(shared, tmp_path):
         ({"batch_size": 15}, "batch_size=15 does not divide by the 2 devices"),
         ({"eval.batch_size": 15}, "eval.batch_size=15 does not divide by the 2 devices"),
         ({"batch_size": 24, "model.group_size": 16}, "24 does not divide into groups of config.model.group_size=16"),
-        ({"accumulate": 2}, r"config.accumulate=2: parts must hold whole BatchNorm groups .* it can be 1$"),
+        ({"accumulate": 2}, r"config.accumulate=2: parts must hold complete BatchNorm groups .* it can be 1$"),
         ({"codec.name": "dark2"}, "config.codec.name='dark2'"),
         ({"codec.name": "udp"}, "config.data.warp='msra': codec 'udp' needs 'udp'"),
         ({"model.variant": "w64"}, "config.model.variant='w64'"),
@@ -257,7 +257,7 @@ def test_groups_that_span_devices_are_told(shared, caplog):
     check_devices(config, devices=2)
     assert not caplog.records
     check_devices(config, devices=4)
-    assert "groups of 8 samples span devices that hold 4" in caplog.text
+    assert "groups of 8 samples span devices with 4 samples" in caplog.text
 
 
 def test_too_many_unreadable_images_stop_the_run(shared, tmp_path):

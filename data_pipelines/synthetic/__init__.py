@@ -1,7 +1,7 @@
-"""The embedded data set: drawn people with exact annotations, in the files of COCO 2017 and AI Challenger.
+"""The synthetic data set: drawn people with exact annotations, in the formats of COCO 2017 and AI Challenger.
 
-`python -m data_pipelines.synthetic --root DIR` writes it. Nothing else knows that it is synthetic: point any command
-at `DIR` where it would be pointed at the real data.
+`python -m data_pipelines.synthetic --root DIR` writes it. Other code treats it like real data: pass `DIR` to any
+command in place of the real data set.
 """
 
 from data_pipelines.synthetic.stats import describe, mean_pose, mean_pose_predictions

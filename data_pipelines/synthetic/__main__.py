@@ -1,4 +1,4 @@
-"""`python -m data_pipelines.synthetic --root DIR`: writes the synthetic data set and prints what it is like."""
+"""`python -m data_pipelines.synthetic --root DIR`: writes the synthetic data set and prints its statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_pipelines.synthetic import describe, write, write_dataset
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns 0, or 1 after printing what the user got wrong."""
+    """Runs the command; returns 0, or 1 after printing an error."""
     parser = argparse.ArgumentParser(prog="python -m data_pipelines.synthetic", description=__doc__)
     parser.add_argument("--root", required=True, help="the folder to write; made if missing")
     parser.add_argument("--seed", type=int, default=0)

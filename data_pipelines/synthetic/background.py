@@ -32,7 +32,7 @@ def draw_background(
 
 
 def finish(rng: np.random.Generator, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 3"]:
-    """Uneven light, now and then a blur, and a little noise, as a camera would give."""
+    """Adds uneven light, sometimes blur, and slight noise, as from a camera."""
     height, width = image.shape[:2]
     light = cv2.resize(rng.uniform(0.82, 1.12, (3, 3)).astype(np.float32) * 128, (width, height)).astype(np.uint8)
     image = cv2.multiply(image, cv2.merge([light] * 3), scale=1 / 128)

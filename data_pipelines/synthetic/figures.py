@@ -96,7 +96,7 @@ class Figure:
         return float(x0), float(y0), float(x1), float(y1)
 
     def moved(self, dx: float, dy: float) -> Figure:
-        """The same figure elsewhere in the image."""
+        """The figure at another position in the image."""
         offset = np.array([dx, dy])
         shapes = tuple(dataclasses.replace(s, corners=s.corners + offset) for s in self.shapes)
         return dataclasses.replace(self, points=self.points + offset, shapes=shapes)
@@ -128,7 +128,7 @@ def build_figure(body: Body, pose: Pose, clothes: Clothes, height: float) -> Fig
 
 
 class _Builder:
-    """What the limbs share while one figure is put together. Vectors are in camera axes, lengths in pixels."""
+    """State shared by the limbs while a figure is built. Vectors are in camera axes, lengths in pixels."""
 
     def __init__(self, body: Body, pose: Pose, clothes: Clothes, height: float):
         self.body, self.pose, self.clothes, self.height = body, pose, clothes, height
@@ -164,7 +164,7 @@ class _Builder:
 
     def _layer(self, part: str, depth: float, *pieces: tuple[np.ndarray, Colour]) -> None:
         """Adds the pieces of one part; `depth` in pixels towards the viewer orders the layers."""
-        # What lies farther back is a little darker, which tells crossing limbs of one colour apart.
+        # Farther parts are slightly darker, to distinguish crossing limbs of the same colour.
         light = 1.0 + 0.6 * float(np.clip(depth / self.height, -0.25, 0.15))
         shapes = [Shape(PARTS.index(part), corners, shade(colour, light)) for corners, colour in pieces]
         self.layers.append((depth, shapes))
@@ -197,7 +197,7 @@ class _Builder:
                 band = [waist + (chest - waist) * s for s in (t, t + 0.13)]
                 pieces.append((geometry.hull(*band), clothes.stripes))
         facing = forward[2]
-        if facing > 0.25:  # What only the front of a shirt has.
+        if facing > 0.25:  # Details on the front of a shirt.
             front = [0.07 * girth * forward * 0.8 + s * neck for s in (0.2, 0.6, 0.98)]
             if clothes.front is not None:
                 wide = 0.35 * half_shoulders
@@ -336,7 +336,7 @@ class _Builder:
             back = centre - 0.35 * radius * forward
             end = back - (1.5 * radius + 0.03 * self.height) * self.chest[:, 1] - 0.25 * radius * forward
             hair = geometry.capsule(back, end, 1.02 * radius, 0.85 * radius)
-            # Behind the trunk when the face shows, over it when the back does.
+            # Behind the trunk if the face is visible, in front of it if the back is.
             trunk = float(neck[2]) / 2
             behind = forward[2] > 0
             hair_depth = min(depth - radius, trunk - 1e-3) if behind else max(depth, trunk) + 1e-3

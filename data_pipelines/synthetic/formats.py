@@ -137,7 +137,7 @@ def _run_lengths(mask: Bool[np.ndarray, "height width"]) -> Record:
 
 
 def _jittered(rng: np.random.Generator, box: list[float], amount: float) -> list[float]:
-    """The box with each side moved by a normal share of its length."""
+    """The box with each side moved by a normally distributed share of its length."""
     x, y, width, height = box
     moves = rng.normal(0, amount, 4) * (width, height, width, height)
     x0, y0, x1, y1 = np.array([x, y, x + width, y + height]) + moves

@@ -6,7 +6,7 @@ import numpy as np
 
 from data_pipelines.synthetic.figures import Pose
 
-# How often each way to hold the legs and the trunk occurs.
+# Frequencies of the leg and trunk positions.
 STANCES = {"stand": 0.6, "walk": 0.22, "sit": 0.045, "squat": 0.01, "bend": 0.01, "star": 0.09, "kick": 0.025}
 
 
@@ -103,7 +103,7 @@ def _arm(rng: np.random.Generator, lean: float) -> tuple[float, float, float, tu
         angles = (uniform(-25, 20), uniform(20, 50), uniform(70, 130))
         towards = (uniform(-1.4, -0.6), normal(0.2, 0.4), uniform(0, 0.8))
     a, b, c = (_degrees(angle) for angle in angles)
-    # Gravity: half of the trunk's lean is made up for.
+    # Gravity: half of the trunk's lean is compensated.
     return a + 0.5 * lean, b, c, (float(towards[0]), float(towards[1]), float(towards[2]))
 
 

@@ -1,8 +1,8 @@
-"""Scenes: a background, people and things before one another, and the exact truth about what can be seen.
+"""Scenes: a background, people and objects in front of each other, and exact annotations of what is visible.
 
-Every polygon is drawn twice: into the image, and its part's number into a map of the same size. A keypoint is visible
-where the map's top layer belongs to one of its own parts, occluded where something else covers it, unlabelled where it
-lies outside the image.
+Every polygon is drawn twice: into the image, and as its part's number into a map of the same size. A keypoint is
+visible if the map's top layer there belongs to one of its own parts, occluded if something else covers it, and
+unlabelled if it lies outside the image.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a kind of scene is made of.
+    """The composition of scenes.
 
     Attributes:
       people: probabilities of 0, 1, 2, ... labelled people.
       heights: smallest and largest standing height in pixels.
       truncated: share of people placed across the image's border.
-      occluder: share of people with a thing before them.
+      occluder: share of people with an object in front of them.
       tiny: share of images with people too small to be labelled.
       crowd: share of images with a crowd region.
       portrait: share of upright images.
@@ -66,9 +66,9 @@ class Person:
 
     Attributes:
       keypoints: [19, 3] integers (x, y, v) in the order of COCO_AIC; v is 2 visible, 1 occluded, 0 outside.
-      labelled: whether the keypoints are annotated; tiny and hardly visible people have a box alone.
+      labelled: whether the keypoints are annotated; tiny or hardly visible people have only a box.
       box: around the silhouette within the image, seen and occluded.
-      mask: the pixels where the person is seen.
+      mask: the pixels where the person is visible.
     """
 
     keypoints: Int[np.ndarray, "19 3"]
@@ -111,8 +111,8 @@ def render_scene(rng: np.random.Generator, image_size: tuple[int, int], settings
 _STRIDE = len(figures.PARTS)
 _CROWD, _THING = 254, 255
 _SUBPIXEL_BITS = 4
-_OUTLINED_FROM = 12  # Pixels; smaller shapes, such as eyes, would drown in an outline.
-_MIN_VISIBLE = 3  # A person of whom fewer keypoints are seen is not annotated with keypoints.
+_OUTLINED_FROM = 12  # Pixels; an outline would cover smaller shapes, such as eyes.
+_MIN_VISIBLE = 3  # Keypoints are annotated only for people with at least this many visible ones.
 
 
 class _Canvas:
@@ -126,7 +126,7 @@ class _Canvas:
         self.people: list[tuple[figures.Figure, bool]] = []
 
     def draw_person(self, person_height: float, *, labelled: bool, truncated: bool) -> None:
-        """Adds a random person; `truncated` puts them across the border."""
+        """Adds a random person; `truncated` places them across the border."""
         figure = self._figure(person_height)
         figure = figure.moved(*self._place(figure.bounds(), truncated))
         first = 1 + _STRIDE * len(self.people)
@@ -142,7 +142,7 @@ class _Canvas:
             self._draw(figure.moved(x, y + self.rng.normal(0, 4)).shapes, lambda _: _CROWD, outlined=False)
 
     def draw_occluder(self) -> None:
-        """Adds a thing (a table, a box, a post, a plant) before some part of the last person."""
+        """Adds an object (a table, a box, a post, a plant) in front of the last person."""
         rng = self.rng
         figure, _ = self.people[-1]
         x0, y0, x1, y1 = figure.bounds()
@@ -190,7 +190,7 @@ class _Canvas:
                 self._thing([foot, sides[0], tip, sides[1]], wardrobe.jitter(rng, green, 15.0))
 
     def scene(self) -> Scene:
-        """Finishes the image and reads off the map who is seen where."""
+        """Finishes the image and reads from the map which person is visible where."""
         people = tuple(
             p for i, (figure, labelled) in enumerate(self.people) if (p := self._person(i, figure, labelled))
         )
@@ -227,7 +227,7 @@ class _Canvas:
         return float(left - x0), float(top - y0)
 
     def _crowding(self, left: float, top: float, wide: float, high: float) -> float:
-        """How many pixels a box there would share with the people drawn already."""
+        """The number of pixels that a box there would share with the people drawn so far."""
         shared = 0.0
         for figure, _ in self.people:
             x0, y0, x1, y1 = figure.bounds()
@@ -250,7 +250,7 @@ class _Canvas:
         cv2.fillConvexPoly(self.map, fixed, [_THING], cv2.LINE_8, _SUBPIXEL_BITS)
 
     def _person(self, index: int, figure: figures.Figure, labelled: bool) -> Person | None:
-        """The truth about one person; None where nothing of them is seen."""
+        """The annotation of one person; None if nothing of them is visible."""
         first = 1 + _STRIDE * index
         mask = (self.map >= first) & (self.map < first + _STRIDE)
         if not mask.any():
@@ -264,7 +264,7 @@ class _Canvas:
         visibility = np.where(inside, 1 + (inside & seen), 0)
         keypoints = np.stack([x, y, visibility], 1)
         x0, y0, x1, y1 = figure.bounds()
-        # OpenCV may set a pixel just beyond a corner: the box holds those as well.
+        # OpenCV may set a pixel just beyond a corner; the box includes those.
         mask_left, mask_top, mask_width, mask_height = cv2.boundingRect(mask.astype(np.uint8))
         left, top = min(max(0, round(x0)), mask_left), min(max(0, round(y0)), mask_top)
         right = max(min(self.width - 1, round(x1)), mask_left + mask_width - 1)
@@ -278,7 +278,7 @@ class _Canvas:
         )
 
 
-# The parts at whose pixels a joint counts as seen. Of a shoulder or hip on the far side only the limb's own.
+# The parts whose pixels make a joint visible. For a shoulder or hip on the far side, only the limb's own.
 _OWNERS = {
     **{name: ("head",) for name in ("nose", "left_eye", "right_eye", "left_ear", "right_ear")},
     "head_top": ("head", "hair"),
@@ -300,7 +300,7 @@ _OWNERS = {
 
 @functools.cache
 def _own() -> np.ndarray:
-    """[parts + 1, 19]: whether a part shows a keypoint; the last row is everything that is not the person."""
+    """[parts + 1, 19]: whether a part shows a keypoint; the last row is for everything except the person."""
     own = np.zeros((_STRIDE + 1, len(COCO_AIC)), bool)
     for name, parts in _OWNERS.items():
         own[[figures.PARTS.index(part) for part in parts], COCO_AIC.index(name)] = True

@@ -1,4 +1,4 @@
-"""What a set of COCO annotations is like, and how far one gets by always answering the mean pose."""
+"""Statistics of COCO annotations, and the mean pose as a baseline."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def mean_pose(annotations_path: str | os.PathLike[str]) -> Float[np.ndarray, "17
     """Each keypoint's mean position over a COCO file's people, as fractions of the person's box."""
     people = _people(_read(annotations_path)["annotations"])
     if not people:
-        raise InputError(f"{annotations_path}: no person with keypoints, so no mean pose")
+        raise InputError(f"{annotations_path}: has no person with keypoints, which the mean pose needs")
     keypoints = np.array([person["keypoints"] for person in people], float).reshape(-1, len(COCO), 3)
     boxes = np.array([person["bbox"] for person in people], float)
     labelled = keypoints[..., 2:] > 0
@@ -61,12 +61,12 @@ def mean_pose_predictions(
     val_annotations: str | os.PathLike[str],
     boxes: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Answers the training people's mean pose in every box: what a network has to beat.
+    """Predicts the training people's mean pose in every box: a baseline for networks.
 
     Args:
-      train_annotations: the COCO file whose people are averaged.
-      val_annotations: the COCO file whose people are answered, in its order.
-      boxes: detections ({"image_id", "bbox" xywh, "score"}) to answer in place of the annotated boxes.
+      train_annotations: the COCO file to average over.
+      val_annotations: the COCO file with the people to predict, in its order.
+      boxes: detections ({"image_id", "bbox" xywh, "score"}) to use instead of the annotated boxes.
 
     Returns:
       Predictions for `eval.coco.evaluate`: id, image_id, category_id, keypoints [17, 2] in image pixels,

@@ -1,7 +1,7 @@
 """Colours: skin, hair, clothes, and the cold counterparts that fill the background.
 
-People are warm, surroundings cold, and clutter wears skin's colours with red and blue exchanged: a network that
-reads the channels in the wrong order mistakes one for the other.
+People are warm, backgrounds cold, and clutter has skin colours with red and blue exchanged: a network that
+reads the channels in the wrong order confuses the two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HAIR: tuple[Colour, ...] = ((30, 24, 22), (66, 42, 28), (110, 68, 36), (196, 152
 
 @dataclasses.dataclass(frozen=True)
 class Clothes:
-    """What a person looks like. Lengths count joints: sleeves 1 end at the elbow, 2 at the wrist; legs alike."""
+    """A person's appearance. Lengths count joints: sleeves 1 end at the elbow, 2 at the wrist; legs likewise."""
 
     skin: Colour
     hair: Colour
@@ -58,7 +58,7 @@ def random_clothes(rng: np.random.Generator, background: Colour) -> Clothes:
         eyes=(24, 22, 30),
         lips=(168, 50, 56),
         shirt=shirt,
-        # A tone apart from the shirt, so that an arm before the trunk can be told from it.
+        # Differs slightly from the shirt, so that an arm in front of the trunk is distinguishable.
         sleeves=shade(shirt, rng.choice([0.75, 1.25]).item()) if rng.random() < 0.75 else _cloth(rng, shirt),
         stripes=_cloth(rng, shirt) if rng.random() < 0.25 else None,
         front=_cloth(rng, shirt) if rng.random() < 0.5 else None,
@@ -98,7 +98,7 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def _cloth(rng: np.random.Generator, against: Colour) -> Colour:
-    """A cloth colour, the best of a few draws at standing out against another."""
+    """A cloth colour: of a few draws, the one with the highest contrast to another."""
     best, distance = (0, 0, 0), -1.0
     for _ in range(3):
         kind = rng.random()

@@ -41,26 +41,25 @@ def write_dataset(
     image_size: tuple[int, int] = (240, 320),
     processes: int = 2,
 ) -> dict[str, Any]:
-    """Renders the data set under `root`, or finds it there finished.
+    """Renders the data set under `root`, unless it is there already.
 
     An image is a function of (seed, split, position): the same parameters give the same bytes for any number of
-    processes, and more images extend a split without changing the former ones. Files appear under `root` as COCO's
-    and AI Challenger's do, with boxes in the manner of a person detector for the validation images. A file
-    `synthetic.json` states the parameters and the counts; it is written last, so that its presence means a whole
-    data set.
+    processes, and more images extend a split without changing the existing ones. The files under `root` have COCO's and
+    AI Challenger's layout, with boxes as from a person detector for the validation images. `synthetic.json` states the
+    parameters and the counts; it is written last and marks the data set as complete.
 
     Args:
-      root: the folder; made if missing.
+      root: the folder; created if missing.
       seed: at least 0.
       coco_train, coco_val, aic_train: numbers of images, each at least 0.
       image_size: (height, width) of landscape images in pixels; upright ones exchange the two.
-      processes: worker processes; 1 renders in this one.
+      processes: worker processes; 1 renders in this process.
 
     Returns:
-      {"seed", "image_size", "images": images a split, "people": people with keypoints a split, "detections"}.
+      {"seed", "image_size", "images": images per split, "people": people with keypoints per split, "detections"}.
 
     Raises:
-      InputError: `root` holds something else, or a parameter is out of range.
+      InputError: `root` holds other files, or a parameter is out of range.
     """
     storage.check_output(root, flag="--root", folder=True)
     root = pathlib.Path(root)
@@ -97,7 +96,7 @@ def write_dataset(
     return summary
 
 
-FORMAT = 7  # Raised whenever the same parameters come to mean other bytes.
+FORMAT = 7  # Increased whenever the same parameters give other bytes.
 
 _UNFINISHED = "synthetic.unfinished.json"
 _INFO = {"description": "Synthetic people in the format of COCO 2017", "version": "1.0", "year": 2026}
@@ -124,7 +123,7 @@ def _check(parameters: dict[str, Any]) -> None:
 
 
 def _claim(root: pathlib.Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
-    """The summary where `root` holds this very data set finished; else makes `root` ours, or raises InputError."""
+    """The summary if `root` holds this data set, finished; else claims `root`, or raises InputError."""
     for name in (MARKER, _UNFINISHED):
         if not (root / name).is_file():
             continue
@@ -132,27 +131,27 @@ def _claim(root: pathlib.Path, parameters: dict[str, Any]) -> dict[str, Any] | N
             found = json.loads((root / name).read_text())
             same = {key: found[key] for key in parameters} == parameters
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{root / name}: not a synthetic data set's marker; give another folder") from error
+            raise InputError(f"{root / name}: not a synthetic data set's marker; choose another folder") from error
         if not same:
             raise InputError(
-                f"{root}: holds a synthetic data set of other parameters; give another folder or delete it"
+                f"{root}: holds a synthetic data set of other parameters; choose another folder or delete it"
             )
         if name == MARKER:
             return found
         return None
     if taken := [name for name in ("coco", "aic") if (root / name).exists()]:
-        raise InputError(f"{root / taken[0]}: exists and is not a synthetic data set's; give another folder")
+        raise InputError(f"{root / taken[0]}: exists but is not a synthetic data set's; choose another folder")
     write_json(root / _UNFINISHED, parameters, indent=None)
     return None
 
 
 def _map(jobs: list[_Job], processes: int) -> Iterable[Any]:
-    """The jobs' results in order."""
+    """The jobs' results, in order."""
     processes = min(processes, len(jobs) // 16)
     if processes <= 1:
         yield from map(_run, jobs)
         return
-    # Spawned, not forked: the caller may hold threads (JAX does) that a fork would break.
+    # Spawned, not forked: forking would break the caller's threads (JAX has some).
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, context, _start_worker) as pool:
         with starting_workers():
@@ -193,5 +192,5 @@ def _columns(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
 
 
 def _write_image(path: pathlib.Path, jpeg: bytes) -> None:
-    # Thousands of small files, each of which would wait for the disk; a power cut costs only rendering them again.
+    # Not synced, because there are thousands of small files; after a power cut they are rendered again.
     storage.write(path, jpeg, sync=False)

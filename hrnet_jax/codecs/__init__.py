@@ -1,12 +1,12 @@
-"""Codecs: keypoints to heatmap targets and back, on the accelerator.
+"""Codecs encode keypoints as heatmap targets and decode heatmaps, on the accelerator.
 
     codec = create_codec({"name": "udp", "input_size": (256, 192), "sigma": 2.0})
     targets, weights = codec.encode(keypoints, visible)
     loss = codec.loss(prediction, targets, weights).mean()
     keypoints, scores = codec.decode(prediction)
 
-Everything is float32 `jax.numpy` of fixed shapes, so it runs inside the jitted steps; a codec is hashable and may be
-closed over or passed as a static argument.
+All functions are float32 `jax.numpy` with static shapes and can be jitted; a codec is hashable and may be closed over
+or passed as a static argument.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def create_codec(config: Config | ml_collections.ConfigDict) -> Codec:
     """Builds the codec that a config describes.
 
     Args:
-      config: has `name`, one of `CODECS`; `input_size`, the crop's (height, width) in pixels; and any of the codec's
-        own settings: `sigma` in heatmap cells (msra, dark, udp), `blur_kernel` in cells (dark, udp), `radius_factor`,
-        the disc's radius over the heatmap's longer side (udp_combined). Absent or None means the codec's default.
+      config: has `name`, one of `CODECS`; `input_size`, the crop's (height, width) in pixels; and optionally the
+        codec's own settings: `sigma` in heatmap cells (msra, dark, udp), `blur_kernel` in cells (dark, udp),
+        `radius_factor`, the disc's radius divided by the heatmap's longer side (udp_combined). None: the default.
 
     Raises:
-      InputError: for an unknown name, a setting that the codec does not have, or a value that it cannot take.
+      InputError: for an unknown name, a setting that the codec does not have, or an invalid value.
     """
     settings = {key: value for key, value in dict(config).items() if value is not None}
     name = settings.pop("name", None)
@@ -53,18 +53,18 @@ def create_codec(config: Config | ml_collections.ConfigDict) -> Codec:
 
 
 def _size(value: Any) -> tuple[int, int]:
-    """Parses the input's (height, width); a JSON config gives a list."""
+    """Parses the input's (height, width), a tuple or (from JSON) a list."""
     try:
         height, width = (int(side) for side in value)
     except (TypeError, ValueError):
         raise InputError(f"codec: input_size is {value!r}; it must be (height, width) in pixels") from None
     if min(height, width) < 2 * STRIDE or height % STRIDE or width % STRIDE:
-        raise InputError(f"codec: input_size is {height}x{width}; both must be multiples of {STRIDE} from 8 on")
+        raise InputError(f"codec: input_size is {height}x{width}; both must be multiples of {STRIDE}, at least 8")
     return height, width
 
 
 def _positive(key: str, value: Any) -> int | float:
-    """Parses a setting other than the input's size."""
+    """Parses a setting other than `input_size`."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (is_number and 0 < value < math.inf):
         raise InputError(f"codec: {key} is {value!r}; it must be a number above 0")

@@ -1,4 +1,4 @@
-"""What all codecs share: sizes, the flip test's way back and the loss."""
+"""The base class of all codecs: sizes, flipping heatmaps back and the loss."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jaxtyping import Array, Float, Int
 
 from data_pipelines.errors import InputError
 
-STRIDE = 4  # input pixels a heatmap cell
+STRIDE = 4  # input pixels per heatmap cell
 
 
 @dataclasses.dataclass(frozen=True)
 class Codec(abc.ABC):
-    """Keypoints in input pixels <-> heatmaps a quarter of the input's size.
+    """Converts between keypoints in input pixels and heatmaps of a quarter of the input's size.
 
     Attributes:
       input_size: (height, width) of the network's input in pixels, multiples of 4.
-      maps_per_keypoint: consecutive channels that belong to one keypoint; the first is the one whose peak is sought.
-      shift: whether the flip test shifts the maps of the mirrored image by one cell, see `flip_back`.
-      warp: "msra" or "udp", the affine that must have cut the crops.
+      maps_per_keypoint: consecutive channels per keypoint; decoding looks for the peak of the first.
+      shift: whether the flip test shifts the mirrored image's heatmaps by one cell, see `flip_back`.
+      warp: the affine transform that crops must be cut with, "msra" or "udp".
     """
 
     input_size: tuple[int, int]
@@ -38,7 +38,7 @@ class Codec(abc.ABC):
         return self.input_size[0] // STRIDE, self.input_size[1] // STRIDE
 
     def channels(self, keypoints: int) -> int:
-        """The number of channels that the network puts out for so many keypoints."""
+        """The number of output channels for this number of keypoints."""
         return keypoints * self.maps_per_keypoint
 
     @abc.abstractmethod
@@ -48,28 +48,28 @@ class Codec(abc.ABC):
         """Renders the targets.
 
         Args:
-          keypoints: (x, y) in input pixels, pixel centres at integers; may lie outside the input.
-          visible: 1 labelled, 0 not; below 0.5 the maps stay empty.
+          keypoints: (x, y) in input pixels, pixel centres at integers; may be outside the input.
+          visible: 1 if labelled, 0 if not; below 0.5 the maps stay empty.
 
         Returns:
-          The target heatmaps, and the weight of each keypoint in the loss: its visibility, or 0 where the keypoint is
-          too far outside the map to leave a mark on it.
+          The target heatmaps, and each keypoint's loss weight: its visibility, or 0 if the keypoint is too far outside
+          the map to affect it.
         """
 
     def decode(
         self, heatmaps: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
-        """Finds each keypoint's (x, y) in input pixels and its score, the peak's height, both float32.
+        """Decodes each keypoint's (x, y) in input pixels and its score, the height of the peak, both float32.
 
-        A map without a value above 0 gives cell (-1, -1), scaled like any other cell, and a score of 0 or less.
+        A map without a value above 0 decodes to cell (-1, -1), scaled like any other cell, and a score of at most 0.
 
         Raises:
           InputError: if the heatmaps' size is not the codec's.
         """
         if heatmaps.shape[1:3] != self.heatmap_size:
             raise InputError(
-                f"heatmaps are {heatmaps.shape[1]}x{heatmaps.shape[2]}, but the codec's input_size of "
-                f"{self.input_size[0]}x{self.input_size[1]} makes {self.heatmap_size[0]}x{self.heatmap_size[1]}"
+                f"heatmaps are {heatmaps.shape[1]}x{heatmaps.shape[2]}, but the codec's input_size "
+                f"{self.input_size[0]}x{self.input_size[1]} requires {self.heatmap_size[0]}x{self.heatmap_size[1]}"
             )
         return self._decode(heatmaps.astype(jnp.float32))
 
@@ -79,14 +79,14 @@ class Codec(abc.ABC):
         flip_indices: Int[np.ndarray, " keypoints"],
         shift: bool,
     ) -> Float[Array, "batch height width channels"]:
-        """Brings the heatmaps of mirrored images back into the frame of the images themselves.
+        """Mirrors the heatmaps of mirrored images back into the frame of the original images.
 
         Args:
-          heatmaps: what the network says about the mirrored images.
-          flip_indices: for each keypoint, the one that it becomes in a mirrored image.
-          shift: moves the result right by one cell, leaving column 0 as it is; pass `Codec.shift`. With the msra
-            affine cell c stands on pixel 4 c, whose mirror image W - 1 - 4 c lies 3/4 of a cell to the right of
-            cell w - 1 - c: one cell is the nearest whole step.
+          heatmaps: the network's output for the mirrored images.
+          flip_indices: for each keypoint, the index of its left-right counterpart.
+          shift: moves the result right by one cell, leaving column 0 unchanged; pass `Codec.shift`. With the msra
+            affine, cell c is at pixel 4 c, whose mirror image W - 1 - 4 c is 3/4 of a cell to the right of cell
+            w - 1 - c; one cell is the nearest integer shift.
         """
         maps = self.maps_per_keypoint
         order = (np.asarray(flip_indices)[:, None] * maps + np.arange(maps)).reshape(-1)
@@ -105,22 +105,22 @@ class Codec(abc.ABC):
         *,
         skip_empty: bool = False,
     ) -> Float[Array, " batch"]:
-        """The loss of each sample in float32; its mean over the batch is the loss of MMPose 1.3.2.
+        """The loss of each sample in float32; its mean over the batch equals MMPose 1.3.2's loss.
 
-        Keypoints of weight 0 add nothing to the sum and still count in the mean.
+        Keypoints with weight 0 add nothing to the sum but count in the mean.
 
         Args:
-          prediction: the network's output, of the targets' shape and any float type.
+          prediction: the network's output, of the same shape as the targets and any float type.
           targets: from `encode`.
           weights: from `encode`.
-          skip_empty: gives weight 0 to keypoints whose target map is empty (MMPose's `skip_empty_channel`).
+          skip_empty: sets the weight of keypoints with empty target maps to 0 (MMPose's `skip_empty_channel`).
 
         Raises:
           InputError: if prediction and targets differ in shape.
         """
         if prediction.shape != targets.shape:
             raise InputError(
-                f"the network puts out heatmaps {prediction.shape[1:]} and the codec makes targets {targets.shape[1:]} "
+                f"the network outputs heatmaps {prediction.shape[1:]}, but the codec's targets are {targets.shape[1:]} "
                 "(height, width, channels); set the codec's input_size and the model's channels to match the data"
             )
         prediction, targets, weights = (a.astype(jnp.float32) for a in (prediction, targets, weights))

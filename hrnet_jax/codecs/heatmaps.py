@@ -1,4 +1,4 @@
-"""What codecs do to heatmaps `[batch, height, width, keypoints]`: render, find peaks, look around them, blur."""
+"""Operations on heatmaps `[batch, height, width, keypoints]`: rendering, peaks, neighbourhoods, blurring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def render_gaussians(
       centre: (x, y) in cells.
       size: (height, width) in cells.
       sigma: in cells.
-      window: if given, the square of 3 sigma to every side of this cell keeps its values and the rest is 0.
+      window: if given, values more than 3 sigma from this cell along either axis are set to 0.
     """
 
     def along(axis: int, length: int) -> Float[Array, "batch length keypoints"]:
@@ -40,10 +40,10 @@ def render_gaussians(
 def leaves_mark(
     centre: Float[Array, "batch keypoints 2"], size: tuple[int, int], sigma: float
 ) -> Bool[Array, "batch keypoints"]:
-    """Whether the 3-sigma patch around a centre counts as touching the map.
+    """Whether the 3-sigma patch around a centre touches the map.
 
-    MMPose's patch runs from centre - 3 sigma to centre + 3 sigma + 1, and is out if its end is *below* 0: a patch that
-    ends at 0 is empty and stays in.
+    As in MMPose, the patch extends from centre - 3 sigma to centre + 3 sigma + 1 and is outside if its end is *below*
+    0: a patch that ends at 0 is empty but counts as touching.
     """
     extent = jnp.array([size[1], size[0]], jnp.float32)
     return jnp.all((centre - 3 * sigma < extent) & (centre + 3 * sigma + 1 >= 0), axis=-1)
@@ -54,7 +54,7 @@ def mask_targets(
     visible: Float[Array, "batch keypoints"],
     marked: Bool[Array, "batch keypoints"],
 ) -> tuple[Float[Array, "batch height width keypoints"], Float[Array, "batch keypoints"]]:
-    """Empties maps of invisible and unmarked keypoints; only visible ones can lose their weight by leaving no mark."""
+    """Empties maps of invisible or unmarked keypoints, and sets the weight of visible unmarked keypoints to 0."""
     labelled = visible >= 0.5
     heatmaps = jnp.where((labelled & marked)[:, None, None], heatmaps, 0)
     return heatmaps, jnp.where(labelled & ~marked, 0, visible)
@@ -63,7 +63,7 @@ def mask_targets(
 def peaks(
     heatmaps: Float[Array, "batch height width keypoints"],
 ) -> tuple[Int[Array, "batch keypoints"], Int[Array, "batch keypoints"], Float[Array, "batch keypoints"]]:
-    """The (x, y, value) of each map's maximum, the first in reading order where several are equal."""
+    """The (x, y, value) of each map's maximum; of equal maxima, the first in row-major order."""
     batch, height, width, keypoints = heatmaps.shape
     flat = heatmaps.reshape(batch, height * width, keypoints)
     index = jnp.argmax(flat, axis=1)
@@ -76,7 +76,7 @@ def around(
     y: Int[Array, "batch keypoints"],
     offsets: Sequence[tuple[int, int]],
 ) -> list[Float[Array, "batch keypoints"]]:
-    """The values at cell (x + dx, y + dy) for each of the offsets (dx, dy); beyond a border, the border's own."""
+    """The values at cells (x + dx, y + dy) for each offset (dx, dy); outside the map, those at the border."""
     batch, height, width, keypoints = heatmaps.shape
     index = [jnp.clip(y + dy, 0, height - 1) * width + jnp.clip(x + dx, 0, width - 1) for dx, dy in offsets]
     values = jnp.take_along_axis(
@@ -88,10 +88,10 @@ def around(
 def gaussian_blur(
     heatmaps: Float[Array, "batch height width keypoints"], kernel: int, *, mirror: bool = False
 ) -> Float[Array, "batch height width keypoints"]:
-    """Blurs each map like `cv2.GaussianBlur(map, (kernel, kernel), 0)`, beyond the borders zeros or a mirror image.
+    """Blurs each map like `cv2.GaussianBlur(map, (kernel, kernel), 0)`, padded with zeros or by mirroring.
 
-    The mirror does not repeat the edge (OpenCV's BORDER_REFLECT_101). Two products with banded matrices: maps are so
-    small that this costs an accelerator less than a depthwise convolution.
+    Mirroring does not repeat the edge (OpenCV's BORDER_REFLECT_101). Implemented as two products with banded matrices,
+    which for such small maps are faster on an accelerator than a depthwise convolution.
     """
     _, height, width, _ = heatmaps.shape
     rows, columns = _blur_matrix(height, kernel, mirror), _blur_matrix(width, kernel, mirror)
@@ -111,9 +111,9 @@ def log_around(
     floor: float,
     ceiling: float = np.inf,
 ) -> list[Float[Array, "batch keypoints"]]:
-    """The logarithms `around` a cell of the maps blurred, rescaled to their old maximum and clipped.
+    """Logarithms of the maps around a cell (see `around`), blurred, rescaled to their original maximum and clipped.
 
-    Rescaling, clipping and logarithm act on the values that are asked for, not on whole maps, which gives the same.
+    Rescaling, clipping and logarithm are applied only to the requested values, which gives the same result.
     """
     blurred = gaussian_blur(heatmaps, kernel)
     peak = jnp.max(blurred, axis=(1, 2))
@@ -128,7 +128,7 @@ def newton_step(
     dxy: Float[Array, "batch keypoints"],
     dyy: Float[Array, "batch keypoints"],
 ) -> Float[Array, "batch keypoints 2"]:
-    """The step from a cell to the extremum of the parabola with these derivatives; 0 where it has none."""
+    """The Newton step from a cell to the extremum of the parabola with these derivatives; 0 if it has none."""
     determinant = dxx * dyy - dxy * dxy
     step = jnp.stack([dxy * dy - dyy * dx, dxy * dx - dxx * dy], axis=-1)
     singular = (determinant == 0)[..., None]
@@ -141,14 +141,13 @@ def pck_accuracy(
     weights: Float[Array, "batch keypoints"],
     threshold: float = 0.05,
 ) -> tuple[Float[Array, " keypoints"], Float[Array, ""]]:
-    """The share of keypoints whose peak lies within a fraction of the map's size of the target's peak.
+    """The share of keypoints whose predicted peak is within `threshold` (relative to the map's size) of the target's.
 
-    As MMPose logs it while training: per axis, x is measured against the map's *height* and y against its width. Only
-    keypoints of weight above 0 count.
+    As in MMPose's training log, x is divided by the map's *height* and y by its width. Only keypoints with weight
+    above 0 count.
 
     Returns:
-      The accuracy of each keypoint, -1 where none in the batch counts, and the mean of those that are not -1 (0 if
-      there are none).
+      The accuracy of each keypoint (-1 if it has no sample in the batch), and the mean over the others (0 if none).
     """
     _, height, width, channels = targets.shape
     stride = channels // weights.shape[1]
@@ -166,9 +165,9 @@ def pck_accuracy(
 
 @functools.lru_cache(maxsize=64)
 def _blur_matrix(length: int, kernel: int, mirror: bool) -> np.ndarray:
-    """The float32 matrix that blurs a line of so many cells. (Kernels below 11 are not rounded as OpenCV does.)"""
+    """The float32 matrix that blurs a line of cells. (Kernels below 11 are not rounded as in OpenCV.)"""
     radius = kernel // 2
-    sigma = 0.3 * (radius - 1) + 0.8  # OpenCV's choice for a kernel of this size
+    sigma = 0.3 * (radius - 1) + 0.8  # OpenCV's default for this kernel size
     taps = np.exp(-np.square(np.arange(-radius, radius + 1)) / (2 * sigma**2))
     taps = (taps / taps.sum()).astype(np.float32)
     matrix = np.zeros((length, length), np.float32)

@@ -1,8 +1,8 @@
-"""The MSRA codec (Xiao et al. 2018, the HRNet papers) and its unbiased form DARK (Zhang et al. 2020).
+"""The MSRA codec (Xiao et al. 2018, the HRNet papers) and its unbiased variant DARK (Zhang et al. 2020).
 
-Both work on crops of the "msra" affine, where cell c of a heatmap is input pixel 4 c. Behaviour is that of MMPose
-1.3.2's `MSRAHeatmap`, with `unbiased` for DARK, for a sigma of whole cells. (With a fraction of a cell MMPose's cut-out
-patch is off its centre; here it stays centred.)
+Both use crops of the "msra" affine, where heatmap cell c is at input pixel 4 c. For an integer sigma the results are
+those of MMPose 1.3.2's `MSRAHeatmap` (`unbiased` for DARK). For a fractional sigma MMPose cuts its patch off-centre;
+here it stays centred.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hrnet_jax.codecs.heatmaps import (
 
 @dataclasses.dataclass(frozen=True)
 class Msra(Codec):
-    """A Gaussian on the nearest cell, cut at 3 sigma; decoded to the peak's cell and a quarter of a cell more.
+    """A Gaussian on the nearest cell, cut at 3 sigma; decoded to the peak's cell plus a quarter-cell offset.
 
     Attributes:
       sigma: of the target Gaussian, in cells; the published models use 2 at 256x192 and 3 at 384x288.
@@ -41,7 +41,7 @@ class Msra(Codec):
     def encode(
         self, keypoints: Float[Array, "batch keypoints 2"], visible: Float[Array, "batch keypoints"]
     ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch keypoints"]]:
-        """See `Codec.encode`. The cell is x / 4 + 0.5 cut towards zero, so that -0.9 cells is cell 0."""
+        """See `Codec.encode`. The cell is x / 4 + 0.5 truncated towards zero: -0.9 becomes cell 0."""
         cell = jnp.trunc(keypoints / STRIDE + 0.5)
         heatmaps = render_gaussians(cell, self.heatmap_size, self.sigma, window=cell)
         return mask_targets(heatmaps, visible, leaves_mark(cell, self.heatmap_size, self.sigma))
@@ -49,11 +49,11 @@ class Msra(Codec):
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
-        """The quarter goes towards the higher neighbour on each axis."""
+        """Offsets a quarter cell towards the higher neighbour on each axis."""
         height, width = self.heatmap_size
         x, y, score = peaks(heatmaps)
         left, right, above, below = around(heatmaps, x, y, [(-1, 0), (1, 0), (0, -1), (0, 1)])
-        # MMPose's conditions: none on the first two and the last column for x, nor on row 0; likewise for y.
+        # As in MMPose: no x offset in the first two columns, the last column or row 0; likewise for y.
         move_x = jnp.where((x > 1) & (x < width - 1) & (y > 0), jnp.sign(right - left), 0)
         move_y = jnp.where((y > 1) & (y < height - 1) & (x > 0), jnp.sign(below - above), 0)
         cell = jnp.stack([x + 0.25 * move_x, y + 0.25 * move_y], axis=-1)
@@ -62,11 +62,11 @@ class Msra(Codec):
 
 @dataclasses.dataclass(frozen=True)
 class Dark(Codec):
-    """A Gaussian on the exact position, over the whole map; decoded by a Taylor expansion of the blurred map's log.
+    """A Gaussian on the exact position, over the full map; decoded by a Taylor expansion of the blurred map's log.
 
     Attributes:
       sigma: of the target Gaussian, in cells.
-      blur_kernel: side of the decoder's Gaussian blur, in cells. The published models leave it at 11, at 384x288 too.
+      blur_kernel: side of the decoder's Gaussian blur, in cells. The published models use 11 at all input sizes.
     """
 
     sigma: float = 2.0
@@ -86,7 +86,7 @@ class Dark(Codec):
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
-        """Peaks in the two outermost rows and columns keep their cell."""
+        """Peaks in the two outermost rows and columns are not refined."""
         height, width = self.heatmap_size
         x, y, score = peaks(heatmaps)
         values = log_around(heatmaps, x, y, score, _DARK_OFFSETS, self.blur_kernel, floor=1e-10)

@@ -1,11 +1,11 @@
-"""The codecs of "The Devil Is in the Details" (Huang et al. 2020), unbiased data processing, UDP.
+"""The codecs of "The Devil Is in the Details" (Huang et al. 2020): unbiased data processing, UDP.
 
-Both work on crops of the "udp" affine and measure between pixel centres: a heatmap's w - 1 steps span the input's
-W - 1, which makes mirroring exact. Behaviour is that of MMPose 1.3.2's `UDPHeatmap`, types `gaussian` and `combined`.
+Both use crops of the "udp" affine and measure between pixel centres: a heatmap's w - 1 steps span the input's W - 1,
+so that mirroring is exact. Results are those of MMPose 1.3.2's `UDPHeatmap`, types `gaussian` and `combined`.
 
-As there, `decode` multiplies cells by W / (w - 1), not (W - 1) / (w - 1): the way back to the image divides by W and
-multiplies by the box's width, and with the udp affine the box's width is what the w - 1 steps span. So decoded
-keypoints are crop pixels stretched by W / (W - 1), which is one pixel at the far border.
+As in MMPose, `decode` multiplies cells by W / (w - 1), not (W - 1) / (w - 1), because the transform back to the image
+divides by W and multiplies by the box's width, which with the udp affine spans the w - 1 steps. Decoded keypoints are
+therefore crop pixels scaled by W / (W - 1): one pixel more at the far border.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hrnet_jax.codecs.heatmaps import (
 
 @dataclasses.dataclass(frozen=True)
 class _UdpGeometry(Codec):
-    """The codecs' common strides."""
+    """Conversion between pixels and cells, common to both codecs."""
 
     shift: ClassVar[bool] = False
     warp: ClassVar[str] = "udp"
@@ -47,18 +47,18 @@ class _UdpGeometry(Codec):
     ) -> Float[Array, "batch keypoints 2"]:
         input_extent = np.array(self.input_size[::-1], np.float32)
         heatmap_extent = np.array(self.heatmap_size[::-1], np.float32)
-        # For maps without a value above 0 MMPose gives NaN or an unrelated map's numbers; here it is cell (-1, -1), as
-        # with MSRA and DARK.
+        # For maps without a value above 0 MMPose returns NaN or values of another map; here the result is cell
+        # (-1, -1), as with MSRA and DARK.
         return jnp.where((score > 0)[..., None], cell, -1.0) * (input_extent / (heatmap_extent - 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Udp(_UdpGeometry):
-    """A Gaussian on the exact position, cut at 3 sigma around its cell; decoded by DARK's expansion over +-1 cell.
+    """A Gaussian on the exact position, cut at 3 sigma around its cell; decoded by DARK's expansion with +-1 cell.
 
     Attributes:
       sigma: of the target Gaussian, in cells; the published models use 2 at 256x192 and 3 at 384x288.
-      blur_kernel: side of the decoder's Gaussian blur, in cells. The published models leave it at 11, at 384x288 too.
+      blur_kernel: side of the decoder's Gaussian blur, in cells. The published models use 11 at all input sizes.
     """
 
     sigma: float = 2.0
@@ -76,7 +76,7 @@ class Udp(_UdpGeometry):
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
-        """Borders are repeated outwards, and blurred values clipped to [0.001, 50]."""
+        """Borders are repeated outwards; blurred values are clipped to [0.001, 50]."""
         x, y, score = peaks(heatmaps)
         offsets = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (1, 1))
         values = log_around(heatmaps, x, y, score, offsets, self.blur_kernel, floor=1e-3, ceiling=50.0)
@@ -94,10 +94,10 @@ class Udp(_UdpGeometry):
 
 @dataclasses.dataclass(frozen=True)
 class UdpCombined(_UdpGeometry):
-    """Three maps a keypoint: a disc around it as label, and the x and y offset to it in units of the radius.
+    """Three maps per keypoint: a disc around it as label, and the x and y offsets to it in units of the radius.
 
-    Offsets fill their whole maps, but count in the loss only inside the disc. Decoded to the peak of the blurred label
-    map plus the offsets found there. A keypoint never loses its weight for lying outside the map.
+    Offsets fill their maps but count in the loss only inside the disc. Decoded to the peak of the blurred label map
+    plus the offsets there. Keypoints outside the map keep their weight.
 
     Attributes:
       radius_factor: the disc's radius as a fraction of the heatmap's longer side.
@@ -117,7 +117,7 @@ class UdpCombined(_UdpGeometry):
     ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch keypoints"]]:
         """See `Codec.encode`."""
         height, width = self.heatmap_size
-        # Every channel is computed in place, for an axis of length 3 would be laid out wastefully on an accelerator.
+        # Computed per channel, because an axis of length 3 would be padded wastefully on an accelerator.
         centre = jnp.repeat(self._to_cells(keypoints), 3, axis=1)[:, None, None]
         x = (centre[..., 0] - jnp.arange(width, dtype=jnp.float32)[:, None]) / self.radius
         y = (centre[..., 1] - jnp.arange(height, dtype=jnp.float32)[:, None, None]) / self.radius
@@ -143,7 +143,7 @@ class UdpCombined(_UdpGeometry):
         targets: Float[Array, "batch height width channels"],
         weights: Float[Array, "batch keypoints"],
     ) -> Float[Array, " batch"]:
-        """MMPose's CombinedTargetMSELoss: the offsets count by the label, and weights multiply both sides."""
+        """MMPose's CombinedTargetMSELoss: offset errors are weighted by the label, and `weights` are squared."""
         label = targets[..., ::3]
         error = jnp.square(prediction[..., ::3] - label)
         for axis in (1, 2):
@@ -151,5 +151,5 @@ class UdpCombined(_UdpGeometry):
         return 0.5 * jnp.mean(jnp.square(weights) * jnp.mean(error, axis=(1, 2)), axis=-1)
 
 
-# MMPose blurs labels with 2 * blur_kernel_size + 1 cells, whose default of 11 no config changes.
+# MMPose blurs labels with 2 * blur_kernel_size + 1 cells; no config changes the default of 11.
 _LABEL_BLUR_KERNEL = 23

@@ -1,1 +1,1 @@
-"""From images and boxes to keypoints: compiled steps, the predictor, what it reads."""
+"""Inference: compiled steps, the predictor and its inputs."""

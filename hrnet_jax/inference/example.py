@@ -1,12 +1,12 @@
-"""Keypoints of the people in an image, by the model exported to this folder and without the code that trained it.
+"""Predicts keypoints of the people in an image with the model exported to this folder, without hrnet_jax.
 
     python example.py photo.jpg 120,80,90,220        # one person; more boxes: more arguments, x,y,width,height
 
     model = Model("path/to/this/folder")
     keypoints, scores = model(image, boxes)
 
-Needs jax, numpy, flatbuffers and safetensors, and Pillow to read image files. What the numbers in program.json mean
-is told in README.md.
+Needs jax, numpy, flatbuffers and safetensors, and Pillow to read image files. README.md explains the values in
+program.json.
 """
 
 import json
@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 
 class Model:
-    """The exported model: an image and boxes -> keypoints."""
+    """The exported model: maps an image and boxes to keypoints."""
 
     def __init__(self, folder):
         folder = pathlib.Path(folder)
@@ -32,11 +32,11 @@ class Model:
         self.weights = fold(load_file(folder / "model.safetensors"))
 
     def __call__(self, image, boxes):
-        """Finds the keypoints of some people.
+        """Predicts people's keypoints.
 
         Args:
           image: uint8 RGB [height, width, 3].
-          boxes: one row a person, x, y, width, height in image pixels; they may reach beyond the image.
+          boxes: one row per person: x, y, width, height in image pixels; may extend beyond the image.
 
         Returns:
           keypoints [people, K, 2], (x, y) in image pixels, pixel centres at integers; scores [people, K].
@@ -48,7 +48,7 @@ class Model:
         centers = boxes[:, :2] + boxes[:, 2:] / 2
         scales = np.stack([self.crop_scale(*box[2:]) for box in boxes])
         crops = np.stack([self.crop(image, *view) for view in zip(centers, scales, strict=True)])
-        # Every number of crops is compiled once: powers of two keep these few.
+        # Each number of crops is compiled once; padding to powers of two limits these.
         filler = (1 << (len(crops) - 1).bit_length()) - len(crops)
         crops = np.concatenate([crops, np.zeros((filler, *crops.shape[1:]), np.uint8)])
         keypoints, scores = jax.device_get(self.program(self.weights, crops))
@@ -57,14 +57,14 @@ class Model:
         return keypoints * scales[:, None] + (centers - scales / 2)[:, None], scores[: len(boxes)]
 
     def crop_scale(self, width, height):
-        """The (width, height) in image pixels that a crop shows of a box: a margin, and the crop's aspect ratio."""
+        """The (width, height) in image pixels of a box's crop: with a margin, and of the crop's aspect ratio."""
         size = self.facts["input"]["size"]
         ratio = size[1] / size[0]
         width = max(width, height * ratio) * self.facts["crop"]["padding"]
         return np.array([width, width / ratio], np.float32)
 
     def crop(self, image, center, scale):
-        """Cuts a crop out of an image: bilinear, black outside."""
+        """Crops an image, with bilinear interpolation; black outside the image."""
         height, width = self.facts["input"]["size"]
         span_x, span_y = self.facts["crop"]["span"]
         x0, x1, along_x = _samples(center[0], scale[0], width, span_x, image.shape[1])
@@ -76,7 +76,7 @@ class Model:
 
 
 def _samples(center, scale, count, span, length):
-    """Where a crop's rows or columns lie in an image with a border of one pixel: neighbours and a fraction."""
+    """Positions of a crop's rows or columns in an image with a border of one pixel: neighbours and a fraction."""
     position = center + (np.arange(count) - span / 2) * (scale / span)
     position = np.clip(position, -1, length) + 1
     low = np.minimum(position.astype(int), length)

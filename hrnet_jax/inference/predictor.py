@@ -1,10 +1,10 @@
-"""Images and person boxes -> keypoints, from Python.
+"""Predicts keypoints from images and person boxes, in Python.
 
     predictor = hrnet_jax.load("runs/quickstart")
-    people = predictor("photo.jpg", [[120, 80, 90, 220]])[0]  # those of the first image
+    people = predictor("photo.jpg", [[120, 80, 90, 220]])[0]  # people in the first image
     people[0]["keypoints"], people[0]["scores"]
 
-Crops, the compiled step and the way back to the image are those of `hrnet_jax.evaluate`.
+Crops, the compiled step and the transform back to the image are those of `hrnet_jax.evaluate`.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ BATCH_SIZE = 16
 # A path, or uint8 RGB [height, width, 3].
 Image = str | os.PathLike | np.ndarray
 
-# `keypoints` float32 [K,2], (x, y) in image pixels; `scores` float32 [K]; `labels` int64 [K], positions in the keypoint
-# set; `bbox` float32 [4], xywh, as it was given.
+# `keypoints` float32 [K,2], (x, y) in image pixels; `scores` float32 [K]; `labels` int64 [K], indices into the keypoint
+# set; `bbox` float32 [4], xywh, as given.
 Person = dict[str, np.ndarray]
 
 
 def load(path: str | os.PathLike, *, batch_size: int = BATCH_SIZE, max_megapixels: float = MAX_MEGAPIXELS) -> Predictor:
-    """Loads a model to predict with.
+    """Loads a model for prediction.
 
     Args:
       path: a work directory (its best checkpoint; `PATH@latest` or `PATH@STEP` for another), or a converted or exported
         folder.
-      batch_size: how many people the device is given at a time.
-      max_megapixels: larger image files are refused before they are decoded.
+      batch_size: number of people per batch on the device.
+      max_megapixels: larger image files are refused without decoding.
 
     Raises:
-      InputError: when the folder holds no such model, or its config is none that a model can be built from.
+      InputError: the folder holds no such model, or no model can be built from its config.
     """
     with config_errors(path):
         trained = checkpoint.load(path)
@@ -63,12 +63,12 @@ def load(path: str | os.PathLike, *, batch_size: int = BATCH_SIZE, max_megapixel
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """An image and what to crop of it.
+    """An image and its crops.
 
     Attributes:
       image: uint8 RGB.
       boxes: xywh in image pixels, as given.
-      views: what the boxes' crops show.
+      views: the regions to crop, one per box.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
@@ -79,12 +79,12 @@ class Prepared:
 class Predictor:
     """A model with its compiled step, on the first device.
 
-    The device is only ever given `batch_size` crops, or one: images of other sizes and other numbers of people are not
-    compiled anew.
+    The device receives batches of `batch_size` crops or of one, so that other image sizes and numbers of people do not
+    trigger compilation.
 
     Attributes:
-      config: what the model was trained with.
-      origin: where its weights come from, in words.
+      config: the config the model was trained with.
+      origin: a description of where the weights were loaded from.
       keypoint_set: names, colours and skeleton of its keypoints.
       input_size: a crop's (height, width) in pixels.
     """
@@ -109,45 +109,45 @@ class Predictor:
     def __call__(
         self, images: Image | Sequence[Image], boxes: Any = None, *, heatmaps: bool = False, clip: bool = False
     ) -> list[list[Person]]:
-        """Finds people's keypoints.
+        """Predicts the keypoints of people.
 
         Args:
-          images: one or several: a path, or uint8 RGB [height, width, 3]. They may differ in size. Files are turned as
-            their EXIF orientation says, and boxes refer to the turned image.
-          boxes: for each image (for one image: of it) xywh in image pixels [N,4], or None for the whole image. They
-            may reach beyond the image, which is black there.
-          heatmaps: adds to each person `heatmaps`, float32 [h,w,K] as the network puts them out, averaged over the
-            two views of the flip test, and `heatmap_matrix` [2,3], the affine map from image pixels to their cells.
-          clip: clips boxes to the image, as the reference does with annotated boxes, and not with a detector's.
+          images: one or several images: a path, or uint8 RGB [height, width, 3]. Sizes may differ. Files are rotated by
+            their EXIF orientation, and boxes refer to the rotated image.
+          boxes: for each image (or for the single image) xywh in image pixels [N,4], or None for the full image. Boxes
+            may extend beyond the image; the crop is black there.
+          heatmaps: adds to each person `heatmaps`, float32 [h,w,K], the network's output averaged over the two views of
+            the flip test, and `heatmap_matrix` [2,3], the affine map from image pixels to heatmap cells.
+          clip: clips boxes to the image; MMPose clips annotated boxes but not detections.
 
         Returns:
-          For each image, for each of its boxes in their order a dict, see `Person`; no box, no person.
+          For each image, a list with one dict per box, in order, see `Person`.
 
         Raises:
-          InputError: names the image (by its number when it is an array), and the box, when one cannot be used.
+          InputError: an image or a box cannot be used; the message names the image (by its number if an array) and box.
         """
         if isinstance(images, (str, os.PathLike)) or (isinstance(images, np.ndarray) and images.ndim != 4):
             images, boxes = [images], [boxes]
         elif not hasattr(images, "__len__"):
             raise InputError(
-                f"images: {type(images).__name__}, neither an image (a path, or an array) nor a list of them"
+                f"images: is a {type(images).__name__}, neither an image (a path or an array) nor a list of images"
             )
         elif boxes is None:
             boxes = [None] * len(images)
         elif not hasattr(boxes, "__len__") or len(boxes) != len(images):
-            raise InputError(f"boxes: for {len(images)} images a list of so many tables, or None, is needed")
+            raise InputError(f"boxes: must be a list of {len(images)} tables or None, one per image")
         pairs = enumerate(zip(images, boxes, strict=True))
         prepared = (self.prepare(image, b, name=f"image {number}", clip=clip) for number, (image, b) in pairs)
         return list(self.people(prepared, heatmaps=heatmaps))
 
     def prepare(self, image: Image, boxes: Any = None, *, name: str = "image", clip: bool = False) -> Prepared:
-        """Reads and checks an image and its boxes, as `__call__` says; `name` is what messages call an array."""
+        """Reads and checks an image and its boxes (see `__call__`); `name` identifies an array in messages."""
         if isinstance(image, (str, os.PathLike)):
             name, image = str(image), read_rgb(image, self.max_megapixels)
         try:
             pixels = np.asarray(image)
         except ValueError as error:
-            raise InputError(f"{name}: no array ({error})") from None
+            raise InputError(f"{name}: not an array ({error})") from None
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
             raise InputError(f"{name}: {pixels.dtype} {list(pixels.shape)}; an image is uint8 RGB [height, width, 3]")
         size = pixels.shape[0], pixels.shape[1]
@@ -158,7 +158,7 @@ class Predictor:
         return Prepared(pixels, xywh, views)
 
     def people(self, prepared: Iterable[Prepared], *, heatmaps: bool = False) -> Iterator[list[Person]]:
-        """Yields, for each prepared image in turn, its people; the next images are prepared while the device works."""
+        """Yields the people of each prepared image, in order; prepares the next images while the device works."""
         waiting: collections.deque[tuple[np.ndarray, list[View]]] = collections.deque()
         answers: collections.deque[tuple[np.ndarray, ...]] = collections.deque()
         crops: list[np.ndarray] = []
@@ -184,11 +184,11 @@ class Predictor:
         xyxy = transforms.clip_box(box, size) if clip else np.concatenate([box[:2], box[:2] + box[2:]])
         beyond = (box[:2] >= size[::-1]).any() or (box[:2] + box[2:] <= 0).any()
         if beyond or (xyxy[2:] <= xyxy[:2]).any():
-            raise InputError(f"{where}: {box.tolist()} (xywh) lies outside of the image ({size[1]}x{size[0]})")
+            raise InputError(f"{where}: {box.tolist()} (xywh) lies outside the image ({size[1]}x{size[0]})")
         return transforms.view_of_box(xyxy).fix_aspect(self.input_size)
 
     def _send(self, crops: list[np.ndarray], heatmaps: bool) -> tuple[int, tuple[Array, ...]]:
-        """Starts the device on some crops; returns their number and the answers to come, padded."""
+        """Sends crops, padded to the batch size, to the device; returns their number and the pending results."""
         padding = [np.zeros_like(crops[0])] * (self.batch_size - len(crops) if len(crops) > 1 else 0)
         batch = jax.device_put(np.stack(crops + padding), jax.local_devices()[0])
         answers = self._step(self._weights, {}, batch)
@@ -199,11 +199,11 @@ class Predictor:
     def _fetch(self, count: int, answers: tuple[Array, ...]) -> Iterator[tuple[np.ndarray, ...]]:
         arrays = [np.asarray(array)[:count] for array in answers]
         if not all(np.isfinite(array).all() for array in arrays):
-            raise InputError(f"{self.origin}: the network's answers are not finite; its weights are damaged")
+            raise InputError(f"{self.origin}: the network's outputs are not finite; its weights are damaged")
         return zip(*arrays, strict=True)
 
     def _complete(self, waiting: collections.deque, answers: collections.deque) -> Iterator[list[Person]]:
-        """Takes, and yields the people of, the images for which all answers are there."""
+        """Removes the images whose results are complete from the queue, and yields their people."""
         while waiting and len(waiting[0][1]) <= len(answers):
             boxes, views = waiting.popleft()
             rows = [answers.popleft() for _ in views]
@@ -230,7 +230,7 @@ class Predictor:
 
 @contextlib.contextmanager
 def config_errors(where: str | os.PathLike) -> Iterator[None]:
-    """Raises InputError for what a config with missing keys, or values of other types, leads to."""
+    """Turns errors caused by missing config keys, or values of wrong types, into InputError."""
     try:
         yield
     except InputError:
@@ -243,7 +243,7 @@ def config_errors(where: str | os.PathLike) -> Iterator[None]:
 def _checked_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:
     array = as_numbers(boxes)
     if array is None:
-        raise InputError(f"{name}: boxes are no table of numbers with four columns, xywh")
+        raise InputError(f"{name}: boxes must be a table of numbers with four columns, xywh")
     if not array.size:
         return np.zeros((0, 4), np.float32)
     if array.ndim != 2 or array.shape[1] != 4:
@@ -255,5 +255,5 @@ def _checked_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:
         if min(box[2:]) <= 0:
             raise InputError(f"{where} has no area")
         if max(abs(box)) > FARTHEST:
-            raise InputError(f"{where} lies outside of any image")
+            raise InputError(f"{where} lies outside any image")
     return array.astype(np.float32)

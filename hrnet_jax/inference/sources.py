@@ -1,4 +1,4 @@
-"""What to predict on: an image file, all of a folder, or the frames of a video, one after the other."""
+"""Images to predict on: an image file, a folder of images, or the frames of a video."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from data_pipelines.images import read_rgb
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
-_FRAMES_A_SECOND = 25.0  # of a video that does not say
+_FRAMES_A_SECOND = 25.0  # of a video without a frame rate
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 class Shot(NamedTuple):
-    """An image to predict on: what its record starts with, what a box file calls it, what messages call it, and RGB."""
+    """An image to predict on: first fields of its record, its key in box files, its name in messages, RGB pixels."""
 
     record: dict[str, Any]
     key: str
@@ -40,9 +40,9 @@ class Source:
 
     Attributes:
       path: a folder, or a video.
-      names: of image files below the folder; none of a video.
-      total: how many images there are, 0 when a video does not say.
-      frames_a_second: of a video, and 0 of a folder.
+      names: image files, relative to the folder; empty for a video.
+      total: number of images; 0 if a video does not state it.
+      frames_a_second: frame rate of a video; 0 for a folder.
     """
 
     path: pathlib.Path
@@ -57,9 +57,9 @@ class Source:
 
     @classmethod
     def find(cls, path: str | os.PathLike, without: pathlib.Path, max_megapixels: float) -> Source:
-        """Looks at an image, a folder (without the folder `without`) or a video.
+        """Finds the images in an image file, a folder (without the subfolder `without`) or a video.
 
-        Raises InputError when there is none, a folder holds no image, or a video cannot be read or has larger frames.
+        Raises InputError if there are none, or a video cannot be read or its frames are too large.
         """
         path = pathlib.Path(path)
         if path.is_dir():
@@ -76,11 +76,11 @@ class Source:
             width, height, total, rate = (video.get(fact) for fact in facts)
         if width * height > max_megapixels * 1e6:
             raise InputError(f"{path}: frames of {width:g}x{height:g}, above max_megapixels={max_megapixels:g}")
-        total = int(total) if 0 < total < 1e9 else 0  # guessed from the length, and wild in damaged files
+        total = int(total) if 0 < total < 1e9 else 0  # estimated from the length; nonsense in damaged files
         return cls(path, (), total, rate if 0 < rate < 1e4 else _FRAMES_A_SECOND)
 
     def shots(self, max_megapixels: float, unusable: Callable[[str], None]) -> Iterator[Shot]:
-        """The images one after the other; `unusable` is told of those that cannot be read."""
+        """Yields the images in order; `unusable` is called with a message for each unreadable image."""
         for name in self.names:
             where = self.path / name
             try:
@@ -101,7 +101,7 @@ class Source:
 
 
 def _photos_below(folder: pathlib.Path, without: pathlib.Path) -> Iterator[str]:
-    """The names of the image files below a folder, relative to it."""
+    """The paths of the image files below a folder, relative to it."""
     without = without.resolve()
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if pathlib.Path(parent, name).resolve() != without]
@@ -115,7 +115,7 @@ def _opened(path: pathlib.Path) -> Iterator[cv2.VideoCapture]:
     with contextlib.ExitStack() as stack:
         video = None
         if path.is_file():
-            # OpenCV crashes on a path that is not UTF-8.
+            # OpenCV crashes on paths that are not UTF-8.
             file = stack.enter_context(open(path, "rb"))
             video = cv2.VideoCapture(f"/proc/self/fd/{file.fileno()}", cv2.CAP_FFMPEG)
             stack.callback(video.release)

@@ -1,4 +1,4 @@
-"""Crops -> heatmaps -> keypoints in pixels of the image: what evaluation, predict and exports have in common."""
+"""Steps shared by evaluation, prediction and export: crops to heatmaps, keypoints and image pixels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STD = (58.395, 57.12, 57.375)
 
 
 def normalise(images: Real[Array, "batch height width 3"]) -> Float[Array, "batch height width 3"]:
-    """RGB of 0 to 255, uint8 where it comes from files -> float32 with ImageNet's statistics."""
+    """Normalises RGB values from 0 to 255 (uint8 or float) to float32 with ImageNet's mean and standard deviation."""
     return (images.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
 
 
 def make_heatmap_step(network: Network, codec: Codec, flip_indices: np.ndarray, flip_test: bool) -> Callable:
-    """Compiles crops -> heatmaps; with `flip_test` the mean of two mirrored views' heatmaps.
+    """Compiles the step from crops to heatmaps; with `flip_test`, the mean over each crop and its mirror image.
 
     Returns:
       f(params, stats, images of 0 to 255 [B,H,W,3]) -> heatmaps [B,h,w,C].
@@ -34,7 +34,7 @@ def make_heatmap_step(network: Network, codec: Codec, flip_indices: np.ndarray, 
     def heatmap_step(params: Arrays, stats: Arrays, images: Real[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
         images = normalise(images)
         if flip_test:
-            # Each image beside its mirror image: one pass of the network, and no device needs another's images.
+            # Interleaved with their mirror images: a single pass, without communication between devices.
             images = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
         heatmaps, _ = network(params, stats, images, train=False)
         if flip_test:
@@ -46,7 +46,7 @@ def make_heatmap_step(network: Network, codec: Codec, flip_indices: np.ndarray, 
 
 
 def make_eval_step(network: Network, codec: Codec, flip_indices: np.ndarray, flip_test: bool) -> Callable:
-    """Compiles crops -> keypoints: `make_heatmap_step`, and decoding in the same program.
+    """Compiles the step from crops to keypoints: `make_heatmap_step` and decoding in one program.
 
     Returns:
       f(params, stats, images of 0 to 255 [B,H,W,3]) -> keypoints [B,K,2] in crop pixels, scores [B,K].
@@ -66,6 +66,6 @@ def to_image(
     scale: Float[np.ndarray, "batch 2"],
     input_size: tuple[int, int],
 ) -> Float[np.ndarray, "batch k 2"]:
-    """Crop pixels -> image pixels, the reference's formula (of both warps)."""
+    """Transforms crop pixels to image pixels, with MMPose's formula (for both warps)."""
     width_height = np.array(input_size[::-1], np.float32)
     return keypoints / width_height * scale[:, None] + (center - 0.5 * scale)[:, None]

@@ -26,15 +26,15 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
 
     Args:
       config: `variant` (a name in VARIANTS), `keypoints` (a keypoint set or its name), and optionally
-        `maps_per_keypoint` (1; the UDP-combined codec has 3), `dtype` ("float32", or "bfloat16" compute with
-        float32 parameters), `group_size` (samples over which BatchNorm takes its statistics; None: the batch),
-        `scan` (False; True runs equal blocks and modules as loops: less to compile, the same results) and `pack`
-        (False; True puts columns side by side in a TPU's lanes: less memory traffic, the same results).
-      seed: of the initial parameters; each array depends on the seed and its own name only.
+        `maps_per_keypoint` (default 1; the UDP-combined codec uses 3), `dtype` ("float32", or "bfloat16" compute with
+        float32 parameters), `group_size` (samples per BatchNorm statistics group; None: the batch), `scan` (default
+        False; True runs equal blocks and modules as loops: faster compilation, same results) and `pack` (default
+        False; True packs neighbouring columns into a TPU's lanes: less memory traffic, same results).
+      seed: seed of the initial parameters; each array depends only on the seed and its own name.
 
     Returns:
-      A module: normalised RGB images [B, H, W, 3] -> float32 heatmaps [B, H/4, W/4, outputs], H and W multiples of
-      32. `model.train()` makes BatchNorm use and follow the batch's statistics.
+      A module that maps normalised RGB images [B, H, W, 3] to float32 heatmaps [B, H/4, W/4, outputs], H and W
+      multiples of 32. After `model.train()`, BatchNorm uses batch statistics and updates the running ones.
 
     Raises:
       InputError: for an unknown variant, keypoint set or dtype.
@@ -46,7 +46,7 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
 
 
 def abstract_model(config: Config, folded: bool = False) -> HRNet:
-    """The model of `create_model` with shapes in the place of arrays; `folded` for `hrnet_jax.models.fold`."""
+    """The model of `create_model` with shapes instead of arrays; `folded`: see `hrnet_jax.models.fold`."""
     if config["variant"] not in VARIANTS:
         raise InputError(f"config.model.variant: unknown {config['variant']!r}; there are {', '.join(VARIANTS)}")
     dtype = config.get("dtype", "float32")
@@ -67,10 +67,10 @@ def abstract_model(config: Config, folded: bool = False) -> HRNet:
 
 
 def initial_arrays(shapes: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """Draws initial values by canonical name, with NumPy: the compiled initialisation of HRNet takes minutes on a CPU.
+    """Draws initial values by canonical name, in NumPy: compiling HRNet's initialisation takes minutes on a CPU.
 
-    Convolutions are He-normal over their inputs, the head's has a standard deviation of 0.001 as in the reference;
-    BatchNorm starts as the identity.
+    Convolutions are He-normal (fan-in); the head has a standard deviation of 0.001, as in MMPose. BatchNorm starts as
+    the identity.
     """
 
     def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:

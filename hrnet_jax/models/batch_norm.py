@@ -1,4 +1,4 @@
-"""BatchNorm with PyTorch's statistics, taken over groups of samples."""
+"""BatchNorm as in PyTorch, with statistics over groups of samples."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ EPSILON = 1e-5
 
 
 class BatchNorm(nnx.Module):
-    """Normalises over batch and space, with one set of statistics for every `group_size` consecutive samples.
+    """Normalises over batch and space, with separate statistics for every `group_size` consecutive samples.
 
-    Groups stand for what one GPU of the reference held: with whole groups on a device no communication is needed,
-    and a training run means the same thing on any number of devices. The running variance is PyTorch's, unbiased
-    (n / (n - 1)), the normalising one biased; running statistics average over the groups (`average_groups`) and are
-    float32 whatever the compute type. `use_running_average` follows `model.train()` and `model.eval()`.
+    A group corresponds to one GPU's batch in MMPose. If each device holds complete groups, no communication is needed,
+    and results do not depend on the number of devices. As in PyTorch, the running variance is unbiased (n / (n - 1))
+    and the variance used to normalise is biased. Running statistics are averaged over the groups (`average_groups`)
+    and always float32. `use_running_average` follows `model.train()` and `model.eval()`.
 
     Args:
       features: channels.
       dtype: type of the output; the arithmetic is float32.
-      group_size: samples a group, None for the whole batch. A smaller batch is one group.
+      group_size: samples per group; None: the batch. A smaller batch is one group.
     """
 
     def __init__(self, features: int, *, dtype: Any = jnp.float32, group_size: int | None = None):
@@ -39,9 +39,9 @@ class BatchNorm(nnx.Module):
         self.use_running_average = True
 
     def __call__(self, x: Float[Array, "batch h w lanes"]) -> Float[Array, "batch h w lanes"]:
-        """Returns the normalised input; in training mode also moves the running statistics, one set a group.
+        """Returns the normalised input; in training mode also updates the running statistics of each group.
 
-        Maps may be packed (`hrnet_jax.models.packing`): `lanes` are the features of one column or of several.
+        Maps may be packed (`hrnet_jax.models.packing`): `lanes` holds the features of one or more columns.
 
         Raises ValueError when the batch is larger than a group and not a multiple of it.
         """
@@ -62,7 +62,7 @@ class BatchNorm(nnx.Module):
         return out
 
 
-# Of what lies between its input and its output only the statistics are kept for the gradient.
+# Of the intermediate values, only the statistics are stored for the backward pass.
 @functools.partial(
     jax.checkpoint,
     policy=jax.checkpoint_policies.save_only_these_names("statistics"),
@@ -72,7 +72,7 @@ class BatchNorm(nnx.Module):
 def _normalise(
     x: Float[Array, "batch h w lanes"], scale: Float[Array, " features"], bias: Float[Array, " features"], group: int
 ) -> tuple[Float[Array, "batch h w lanes"], Float[Array, "groups features"], Float[Array, "groups features"]]:
-    """Returns the normalised input, and each group's mean and (biased) variance."""
+    """Returns the normalised input and each group's mean and (biased) variance."""
     grouped = x.reshape(-1, group, *x.shape[1:]).astype(jnp.float32)
     columns = x.shape[3] // len(scale)
     mean = checkpoint_name(_average(grouped, columns), "statistics")
@@ -92,9 +92,9 @@ def _average(x: Float[Array, "groups group h w lanes"], columns: int) -> Float[A
 
 
 def average_groups(model: nnx.Module) -> None:
-    """Averages the statistics that a pass in training mode left, [groups, features], over the groups, in place.
+    """Averages running statistics [groups, features] over the groups, in place, after a training-mode pass.
 
-    Apart from the pass because groups may lie on several devices: a loop's passes would each communicate.
+    Separate from the pass because groups may be on several devices: inside a loop, every iteration would communicate.
     """
     for _, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm) and not module.use_running_average:

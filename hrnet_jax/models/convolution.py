@@ -1,7 +1,7 @@
-"""A convolution whose gradients XLA's CPU compiler computes fast inside of loops, too.
+"""A convolution whose gradients are also fast inside loops on CPUs.
 
-There it only recognises gradients as the convolutions that they are where they stand outside of loops; inside, it
-falls back to plain nested loops, 40 times slower. Here they are written as convolutions of transposed operands.
+XLA's CPU compiler recognises convolution gradients only outside loops; inside, it falls back to nested loops that are
+40 times slower. Here the gradients are written as convolutions of transposed operands.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def conv_general_dilated(
     padding: Sequence[tuple[int, int]],
     **unused: Any,
 ) -> Float[Array, "batch h2 w2 out"]:
-    """What `jax.lax.conv_general_dilated` computes for a square kernel, with equal strides and equal padding."""
+    """`jax.lax.conv_general_dilated` for a square kernel, equal strides and equal padding."""
     return _conv(x, kernel, strides[0], padding[0][0])
 
 
@@ -40,7 +40,7 @@ def _forward(x: Array, kernel: Array, stride: int, pad: int) -> tuple[Array, tup
 def _backward(stride: int, pad: int, operands: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     def recognised(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
         size = kernel.shape[0]
-        # How far the outputs reach beyond the padded input's end: negative where stride leaves a rest.
+        # How far the outputs extend beyond the end of the padded input; negative if the stride leaves a remainder.
         rest = [(m - 1) * stride + size - n - pad for n, m in zip(x.shape[1:3], dy.shape[1:3], strict=True)]
         dx = jax.lax.conv_general_dilated(
             dy,

@@ -1,10 +1,10 @@
-"""BatchNorm folded into the convolution before it: what inference computes with fixed statistics, in fewer passes.
+"""BatchNorm folded into the preceding convolution, for faster inference.
 
     network = Network.of(abstract_model(config.model, folded=True))
     weights = jax.jit(fold)(params, stats)
     heatmaps, _ = network(weights, {}, images, train=False)
 
-Fold in a program of its own: within the step XLA's CPU compiler would do it for every batch.
+Call `fold` in its own compiled program: within the step, XLA's CPU compiler would repeat it for every batch.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from hrnet_jax.models.batch_norm import EPSILON
 from hrnet_jax.models.names import Arrays
 
 _MEAN = ".running_mean"
-# A BatchNorm stands right after its convolution: bn2 after conv2 in blocks, 1 after 0 in the reference's Sequentials.
+# A BatchNorm directly follows its convolution: bn2 after conv2 in blocks, 1 after 0 in MMPose's Sequentials.
 _NORM = re.compile(r"\.(?:bn(\d+)|1)$")
 
 
 def fold(params: Arrays, stats: Arrays) -> dict[str, Array]:
-    """Returns the parameters of the folded model; a pure function, for `jax.jit` too.
+    """Returns the parameters of the folded model; a pure function that can be jitted.
 
     Args:
       params: parameters by canonical name, float32.
       stats: all running means and variances by canonical name, float32.
 
     Returns:
-      `CONV.weight` times BatchNorm's gain for each output channel, a new `CONV.bias`, and what no BatchNorm follows
-      (the head) as it was.
+      `CONV.weight` times BatchNorm's gain per output channel, a new `CONV.bias`, and unchanged parameters of layers
+      without BatchNorm (the head).
     """
     folded = dict(params)
     for norm in [name.removesuffix(_MEAN) for name in stats if name.endswith(_MEAN)]:
@@ -43,5 +43,5 @@ def fold(params: Arrays, stats: Arrays) -> dict[str, Array]:
 
 
 def convolution_before(norm: str) -> str:
-    """The canonical name of the convolution that a BatchNorm of that name follows."""
+    """The canonical name of the convolution that precedes the named BatchNorm."""
     return _NORM.sub(lambda match: f".conv{match[1]}" if match[1] else ".0", norm)

@@ -7,8 +7,8 @@
                                                      └── ... ── branch ──╳
 
 Branch b runs at 1/2^b of the first branch's resolution with 2^b times its width; every ╳ exchanges information
-between all branches. Structure, order of additions and attribute names are those of the official and the MMPose
-implementation, so that a parameter's path here is its name there (`hrnet_jax.models.names`).
+between all branches. Structure, order of additions and attribute names follow the official and the MMPose
+implementation, so that parameter paths match theirs (`hrnet_jax.models.names`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from hrnet_jax.models.repeat import Repeat
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The numbers that tell one HRNet from another.
+    """The sizes that define an HRNet variant.
 
     Attributes:
       width: channels of the high-resolution branch; branch b has width * 2^b.
-      stem: channels of the stem; stage 1's bottlenecks put out four times as many.
+      stem: channels of the stem; stage 1's bottlenecks output four times as many.
       bottlenecks: bottleneck blocks in stage 1.
       modules: exchange modules in stages 2, 3 and 4.
-      blocks: basic blocks a branch in each module.
+      blocks: basic blocks per branch in each module.
     """
 
     width: int
@@ -47,7 +47,7 @@ class Variant:
 
 
 class _NoKeys:
-    """In the place of nnx.Rngs, which take most of the time that building a model costs: zeros need no key."""
+    """Replaces nnx.Rngs, which take most of a model's construction time; zero initialisers need no key."""
 
     @staticmethod
     def params() -> None:
@@ -59,7 +59,7 @@ _ZEROS: Any = {"kernel_init": nnx.initializers.zeros_init(), "rngs": _NoKeys()}
 VARIANTS = {
     "w32": Variant(width=32),
     "w48": Variant(width=48),
-    # For CPUs: one module a stage, one block a branch.
+    # For CPUs: one module per stage, one block per branch.
     "small": Variant(width=16, stem=16, bottlenecks=1, modules=(1, 1, 1), blocks=1),
     "tiny": Variant(width=8, stem=8, bottlenecks=1, modules=(1, 1, 1), blocks=1),
 }
@@ -68,16 +68,16 @@ VARIANTS = {
 class HRNet(nnx.Module):
     """Backbone and head: images [B, H, W, 3] -> heatmaps [B, H/4, W/4, outputs].
 
-    Kernels are zeros until `hrnet_jax.models.create_model` fills them.
+    Kernels are zero until `hrnet_jax.models.create_model` fills them.
 
     Args:
-      variant: the architecture's numbers.
+      variant: sizes of the architecture.
       outputs: heatmap channels.
       dtype: compute type of convolutions and activations; parameters, statistics and heatmaps are float32.
-      group_size: samples over which BatchNorm takes its training statistics; None for the whole batch.
-      folded: convolutions with biases in the place of convolutions and BatchNorm (`hrnet_jax.models.fold`).
-      scan: whether equal blocks of a branch, and equal modules of a stage, run as loops over stacked arrays.
-      pack: whether neighbouring columns share a TPU's lanes (`hrnet_jax.models.packing`).
+      group_size: samples per BatchNorm statistics group; None: the batch.
+      folded: replaces convolution and BatchNorm by a convolution with bias (`hrnet_jax.models.fold`).
+      scan: runs equal blocks of a branch, and equal modules of a stage, as loops over stacked arrays.
+      pack: packs neighbouring columns into a TPU's lanes (`hrnet_jax.models.packing`).
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class HRNet(nnx.Module):
         self.head = Head(variant.width, outputs, dtype)
 
     def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w outputs"]:
-        """Returns heatmaps of normalised RGB images whose height and width are multiples of 32."""
+        """Returns the heatmaps of normalised RGB images, whose height and width must be multiples of 32."""
         if images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"input height and width must be multiples of 32, got {images.shape[1:3]}")
         heatmaps = self.head(self.backbone(images))
@@ -104,7 +104,7 @@ class HRNet(nnx.Module):
 
 
 class Head(nnx.Module):
-    """One 1x1 convolution from features to heatmaps."""
+    """A 1x1 convolution from features to heatmaps."""
 
     def __init__(self, features: int, outputs: int, dtype: Any):
         self.features = features
@@ -115,7 +115,7 @@ class Head(nnx.Module):
 
 
 class Backbone(nnx.Module):
-    """The four stages; returns the high-resolution branch's features [B, H/4, W/4, width], packed where maps are."""
+    """The four stages; returns the high-resolution features [B, H/4, W/4, width], packed if `pack` is set."""
 
     def __init__(self, variant: Variant, nn: Layers):
         stem, width = variant.stem, variant.width
@@ -148,7 +148,7 @@ class Backbone(nnx.Module):
 
 
 def stage(modules: int, widths: list[int], blocks: int, nn: Layers, outputs: int | None = None) -> Repeat:
-    """Exchange modules in a row; the last puts out only the first `outputs` branches (None: all)."""
+    """A sequence of exchange modules; the last returns only the first `outputs` branches (None: all)."""
     last = len(widths) if outputs is None else outputs
     return nn.repeat(
         ExchangeModule(widths, blocks, nn, len(widths) if i < modules - 1 else last) for i in range(modules)
@@ -156,7 +156,7 @@ def stage(modules: int, widths: list[int], blocks: int, nn: Layers, outputs: int
 
 
 class ExchangeModule(nnx.Module):
-    """Parallel branches of basic blocks, then every output sums all branches at its resolution."""
+    """Parallel branches of basic blocks; each output is the sum of all branches, resized to its resolution."""
 
     def __init__(self, widths: list[int], blocks: int, nn: Layers, outputs: int):
         self.branches = nnx.List(nn.repeat(BasicBlock(width, nn) for _ in range(blocks)) for width in widths)
@@ -185,7 +185,7 @@ class ExchangeModule(nnx.Module):
 
 
 class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions around a residual."""
+    """Two 3x3 convolutions with a residual connection."""
 
     def __init__(self, width: int, nn: Layers):
         self.conv1, self.bn1 = nn.conv(width, width), nn.norm(width)
@@ -197,7 +197,7 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3, 1x1 convolutions around a residual; the output has four times `width` channels."""
+    """1x1, 3x3, 1x1 convolutions with a residual connection; the output has four times `width` channels."""
 
     def __init__(self, features: int, width: int, nn: Layers):
         self.conv1, self.bn1 = nn.conv(features, width, kernel=1), nn.norm(width)
@@ -214,7 +214,7 @@ class Bottleneck(nnx.Module):
 
 
 class ConvBN(nnx.Module):
-    """Convolution and BatchNorm, then ReLU and nearest upsampling where asked for."""
+    """Convolution and BatchNorm, optionally followed by ReLU and nearest-neighbour upsampling."""
 
     def __init__(
         self,
@@ -238,14 +238,14 @@ class ConvBN(nnx.Module):
 
 
 class Identity(nnx.Module):
-    """Returns what it is given."""
+    """Returns its input."""
 
     def __call__(self, x: Array) -> Array:
         return x
 
 
 def chain(steps: Any, x: Array) -> Array:
-    """Applies one module, or a list of them in turn."""
+    """Applies a module, or a list of modules in sequence."""
     if not isinstance(steps, nnx.List):
         return steps(x)
     for step in steps:
@@ -256,7 +256,7 @@ def chain(steps: Any, x: Array) -> Array:
 def upsample_nearest(
     x: Float[Array, "batch h w lanes"], factor: int, features: int, packed: bool
 ) -> Float[Array, "batch h2 w2 lanes2"]:
-    """Repeats every pixel factor x factor times; as a broadcast, so that its gradient is a sum and not a scatter."""
+    """Repeats every pixel factor x factor times, by a broadcast: its gradient is a sum instead of a scatter."""
     x = packing.repack(x, features, columns=1)
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, factor, w, factor, c))
@@ -266,7 +266,7 @@ def upsample_nearest(
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """Builds what everything is made of, with the model-wide settings."""
+    """Builds layers with the model-wide settings."""
 
     dtype: Any
     group_size: int | None
@@ -290,7 +290,7 @@ class Layers:
 
     @property
     def packed(self) -> bool:
-        """Whether maps are; folded networks, which infer, are not."""
+        """Whether maps are packed; folded networks, used for inference, are not."""
         return self.pack and not self.folded
 
     def _function(self) -> Any:
@@ -299,9 +299,9 @@ class Layers:
         return convolution.conv_general_dilated if self.scan else jax.lax.conv_general_dilated
 
     def norm(self, features: int) -> nnx.Module:
-        """BatchNorm over sample groups, where the convolution has not taken it in."""
+        """BatchNorm over sample groups; the identity if folded into the convolution."""
         return Identity() if self.folded else BatchNorm(features, dtype=self.dtype, group_size=self.group_size)
 
     def repeat(self, modules: Iterable[nnx.Module]) -> Repeat:
-        """Modules in turn."""
+        """Modules in sequence."""
         return Repeat(modules, scan=self.scan)

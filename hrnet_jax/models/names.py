@@ -1,12 +1,12 @@
-"""A model's state as flat dictionaries under the reference's names.
+"""A model's state as flat dictionaries under MMPose's names.
 
-`backbone.stage2.0.branches.1.3.conv1.weight` is what that array is called in every published HRNet checkpoint. The
-same names stand in checkpoints and in converted and exported folders, so that none of them depends on how the modules
-here are nested. Arrays keep our layout: convolution kernels are [height, width, in, out].
+Every published HRNet checkpoint uses these names, for example `backbone.stage2.0.branches.1.3.conv1.weight`. Our
+checkpoints and converted and exported folders use them too, so that none depends on how the modules are nested here.
+Arrays keep our layout: convolution kernels are [height, width, in, out].
 
-In memory, a model with loops (`hrnet_jax.models.repeat`) has equal arrays stacked: `backbone.stage3.0:4.conv1.weight`
-would hold `backbone.stage3.0.conv1.weight` to `backbone.stage3.3.conv1.weight` along its first axis. `unstack` and
-`Network.stack` translate.
+In memory, a model with loops (`hrnet_jax.models.repeat`) stacks equal arrays: `backbone.stage3.0:4.conv1.weight` holds
+`backbone.stage3.0.conv1.weight` to `backbone.stage3.3.conv1.weight` along its first axis. `unstack` and
+`Network.stack` convert between the two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from data_pipelines.errors import brief, listed
 
 Arrays = dict[str, Any]
 
-# What the reference calls our attributes; inside its Sequentials convolution and BatchNorm go by position.
+# MMPose's names of our attributes; its Sequentials number convolution and BatchNorm by position.
 _PARTS = {
     **{"conv": "0", "bn": "1"},
     **{"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"},
@@ -43,7 +43,7 @@ def state_dict(model: nnx.Module) -> tuple[Arrays, Arrays]:
 def fill(model: nnx.Module, arrays: Mapping[str, Any], source: str = "the given arrays") -> None:
     """Sets every parameter and statistic of a model, in place, from arrays by canonical name.
 
-    Raises ValueError with one line about what is missing, unknown or of another shape; nothing is set then.
+    Raises ValueError when arrays are missing, unknown or of another shape; the model is then unchanged.
     """
     params, stats = state_dict(model)
     if problems := mismatches(arrays, {**params, **stats}):
@@ -56,7 +56,7 @@ def fill(model: nnx.Module, arrays: Mapping[str, Any], source: str = "the given 
 
 
 def mismatches(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
-    """Lists all in which arrays by name differ from those that a model has: missing, unknown, of another shape."""
+    """Lists the differences between arrays and a model's shapes: missing, unknown, of another shape."""
     missing = [f"missing {name}" for name in shapes if name not in arrays]
     unknown = [f"unknown {brief(name)}" for name in arrays if name not in shapes]
     reshaped = [
@@ -64,13 +64,13 @@ def mismatches(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str
         for name, array in arrays.items()
         if name in shapes and tuple(array.shape) != tuple(shapes[name].shape)
     ]
-    # In turn, so that the first few tell of each kind.
+    # Interleaved, so that the first few entries show every kind.
     return [problem for three in itertools.zip_longest(missing, unknown, reshaped) for problem in three if problem]
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A model as a pure function of flat state: what a compiled step calls.
+    """A model as a pure function of flat state, for use in compiled steps.
 
     `Network.of(model)` keeps the structure and drops the arrays. Rebuilding the module costs time only while tracing.
     """
@@ -87,9 +87,9 @@ class Network:
     def __call__(
         self, params: Arrays, stats: Arrays, images: Float[Array, "batch height width 3"], *, train: bool
     ) -> tuple[Float[Array, "batch h w outputs"], Arrays]:
-        """Returns heatmaps and batch statistics; the latter have moved when `train`.
+        """Returns heatmaps and batch statistics, which are updated if `train`.
 
-        Arrays are taken stacked or by canonical name; statistics are returned as they were given.
+        Arrays may be stacked or have canonical names; statistics are returned in the form given.
         """
         arrays = {**params, **stats}
         flat = [(path, kind(_stacked(name_of(path), arrays))) for path, kind in self.variables]
@@ -101,9 +101,9 @@ class Network:
         return heatmaps, moved if moved.keys() == stats.keys() else unstack(moved)
 
     def stack(self, tree: Any) -> Any:
-        """Stacks arrays as this model's loops take them, in every dictionary by canonical name of a tree.
+        """Stacks the arrays of every dictionary (by canonical name) in a tree, as this model's loops need them.
 
-        A compiled step to which they are given so need not do it itself. Nothing changes for a model without loops.
+        A compiled step then does not need to stack them. Without loops, the tree is unchanged.
         """
         names = [name_of(path) for path, _ in self.variables]
         loops = {name: _members(name) for name in names if _RANGE.search(name)}
@@ -111,7 +111,7 @@ class Network:
 
 
 def unstack(tree: Any) -> Any:
-    """`Network.stack`'s inverse for any model: arrays by canonical name, in every dictionary of a tree."""
+    """The inverse of `Network.stack`, for any model: arrays by canonical name, in every dictionary of a tree."""
     return _map_dicts(_unstack_dict, tree)
 
 
@@ -132,24 +132,24 @@ def _unstack_dict(arrays: Arrays) -> Arrays:
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """The name of the variable at an NNX path: the reference's, or with ranges where arrays are stacked."""
+    """The name of the variable at an NNX path: MMPose's, or with ranges where arrays are stacked."""
     return ".".join(_PARTS.get(str(part), str(part)) for part in path)
 
 
 def _parts(name: str) -> list[str]:
-    """The names that the first range of a name stands for."""
+    """The names covered by the first range in a name."""
     if not (found := _RANGE.search(name)):
         return []
     return [f"{name[: found.start()]}{i}{name[found.end() :]}" for i in range(int(found[1]), int(found[2]))]
 
 
 def _members(name: str) -> list[str]:
-    """The canonical names that a name stands for."""
+    """The canonical names covered by a name."""
     return [member for part in _parts(name) for member in _members(part)] or [name]
 
 
 def _stacked(name: str, arrays: Mapping[str, Any]) -> Any:
-    """The array of a name from those given, stacked if need be."""
+    """The named array, stacked from its members if necessary."""
     if name in arrays or not (parts := _parts(name)):
         return arrays[name]
     each = [_stacked(part, arrays) for part in parts]
@@ -165,8 +165,8 @@ def _unstacked(array: Any, count: int) -> list[Any]:
 
 
 def _map_dicts(function: Callable[[Arrays], Arrays], tree: Any) -> Any:
-    """Applies a function to every dictionary of a tree, to those inside of dictionaries first."""
-    if hasattr(tree, "shape"):  # an array, as most of a tree is
+    """Applies a function to every dictionary in a tree, innermost first."""
+    if hasattr(tree, "shape"):  # an array: the most common case
         return tree
     return jax.tree.map(
         lambda node: (

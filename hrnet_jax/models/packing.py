@@ -1,9 +1,9 @@
-"""Neighbouring columns side by side in the channels: for TPUs, whose memory holds channels in lanes of 128.
+"""Packs neighbouring columns into the channel axis, for TPUs, whose memory layout pads channels to 128 lanes.
 
-A map of 32 channels fills a quarter of the lanes, and its memory traffic is that of four. Packed, four neighbouring
-columns lie in its lanes, [batch, h, w / 4, 4 * 32]: column 4j + s of channel c is at [..., j, s * 32 + c]. Convolutions
-take and return packed maps, by a kernel of the same weights that is larger and mostly zero: more arithmetic, of which a
-TPU has plenty there, for less traffic. Results are the same but for the order of sums.
+A map with 32 channels fills a quarter of the lanes but causes the memory traffic of 128. Packed, it holds four
+neighbouring columns, [batch, h, w / 4, 4 * 32]: column 4j + s of channel c is at [..., j, s * 32 + c]. Convolutions
+take and return packed maps; their kernels have the same weights but are larger and mostly zero. This trades more
+arithmetic for less memory traffic. Results differ only by the order of summation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LANES = 128
 
 
 def columns_in_lanes(features: int, width: int) -> int:
-    """How many columns of a map of that many channels and columns are packed: a power of two, 1 for none."""
+    """The number of columns to pack for a map of this size: a power of two; 1: no packing."""
     columns = 1
     while 2 * columns * features <= LANES and width % (2 * columns) == 0:
         columns *= 2
@@ -28,7 +28,7 @@ def columns_in_lanes(features: int, width: int) -> int:
 
 
 def repack(x: Float[Array, "batch h w lanes"], features: int, columns: int) -> Float[Array, "batch h w2 lanes2"]:
-    """Packs maps of that many channels to so many columns, however they are packed."""
+    """Changes the number of packed columns of maps with `features` channels."""
     b, h, w, lanes = x.shape
     return x.reshape(b, h, w * lanes // (columns * features), columns * features)
 
@@ -40,13 +40,13 @@ def conv_general_dilated(
     padding: Sequence[tuple[int, int]],
     **unused: Any,
 ) -> Float[Array, "batch h2 w2 lanes2"]:
-    """`jax.lax.conv_general_dilated` of packed maps, for a square kernel with equal strides and equal padding."""
+    """`jax.lax.conv_general_dilated` of packed maps, for a square kernel, equal strides and equal padding."""
     size, _, features, out = kernel.shape
     stride, pad = strides[0], padding[0][0]
     before = x.shape[3] // features
     width = (x.shape[2] * before + 2 * pad - size) // stride + 1
     after = columns_in_lanes(out, width)
-    # Where one output needs less than a packed input, its window would have to move by a part of one.
+    # The stride must be a whole number of packed inputs, so pack no more columns than one packed output advances by.
     before = min(before, stride * after)
     x = repack(x, features, before)
 
@@ -61,9 +61,9 @@ def conv_general_dilated(
 def packed_kernel(
     kernel: Float[Array, "k k features out"], stride: int, pad: int, before: int, after: int
 ) -> tuple[int, Float[Array, "k wide lanes lanes2"]]:
-    """The kernel from `before` to `after` packed columns, and how many packed columns left of the first it reaches."""
+    """The kernel from `before` to `after` packed columns, and how many packed columns it extends to the left."""
     size = kernel.shape[1]
-    # Tap d of output column q reads this column, counted from the first that its group of outputs starts at.
+    # Tap d of output column q reads this input column, relative to where the packed output starts.
     column = stride * np.arange(after) + np.arange(size)[:, None] - pad
     first = -int(np.floor(column.min() / before))
     count = int(np.floor(column.max() / before)) + first + 1

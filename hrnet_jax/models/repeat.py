@@ -1,4 +1,4 @@
-"""Modules in a row, and equal ones as a loop."""
+"""Modules in sequence; equal ones run as a loop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from flax import nnx
 
 
 class Repeat(nnx.Module):
-    """Applies modules in turn: module i is attribute `i`.
+    """Applies modules in sequence: module i is attribute `i`.
 
-    With `scan`, equal neighbours a to b - 1 become one module, attribute `a:b`, whose arrays are stacked along a new
-    first axis and over which a `lax.scan` runs: the compiler meets it once. What they take must be what they return.
+    With `scan`, consecutive equal modules a to b - 1 become one module, attribute `a:b`, whose arrays are stacked along
+    a new first axis and which runs in a `lax.scan`, so that it compiles once. Input and output must match in shape.
 
     Args:
-      modules: what to apply, first to last.
-      scan: whether to stack.
+      modules: modules in order of application.
+      scan: whether to stack equal modules.
     """
 
     def __init__(self, modules: Iterable[nnx.Module], *, scan: bool):
@@ -38,7 +38,7 @@ class Repeat(nnx.Module):
             first += len(run)
 
     def __call__(self, x: Any) -> Any:
-        """Returns what the last module makes of it."""
+        """Returns the output of the last module."""
         for name in self.names:
             module = getattr(self, name)
             x = loop(module, x) if ":" in name else module(x)
@@ -46,7 +46,7 @@ class Repeat(nnx.Module):
 
 
 def loop(stacked: nnx.Module, x: Any) -> Any:
-    """Applies the modules whose arrays are stacked in one; their new batch statistics replace the old."""
+    """Applies modules stacked into one, and updates their batch statistics in place."""
     graph, arrays = nnx.split(stacked)
 
     def body(x: Any, arrays: nnx.State) -> tuple[Any, nnx.State]:
@@ -59,6 +59,6 @@ def loop(stacked: nnx.Module, x: Any) -> Any:
 
 
 def _kind(module: nnx.Module) -> tuple[Any, ...]:
-    """Equal for modules that differ only in their arrays' values."""
+    """Equal for modules that differ only in array values."""
     graph, state = nnx.split(module)
     return graph, tuple((path, variable.shape) for path, variable in nnx.to_flat_state(state))

@@ -1,4 +1,4 @@
-"""What an evaluation got wrong, for a report: kinds of mistakes, keypoint by keypoint, and the worst ones drawn."""
+"""The mistakes of an evaluation, for a report: kinds of mistakes, a table by keypoint, and drawings of the worst."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ from hrnet_jax.reporting.page import Html, bar, legend, note, picture, table, ta
 
 _DRAWN = 12  # people
 _TILE = (280, 210)  # height and width in pixels
-_PADDING = 1.5  # of the boxes that are drawn
+_PADDING = 1.5  # of the drawn boxes
 _GAP = 4  # pixels between prediction and truth
-_CLOSE = 0.1  # of the square root of the area: the distance of a keypoint that counts as found
+_CLOSE = 0.1  # of the square root of the area: the maximum distance of a keypoint that counts as found
 
 _COLOURS = {kind: f"var(--{kind})" for kind in KINDS}
 
 EXPLANATION = (
     "Kinds of keypoints after Ronchi & Perona, “Benchmarking and Error Diagnosis in Multi-Instance Pose Estimation” "
-    "(ICCV 2017). What a keypoint is most similar to decides, by its term of OKS, s: its own place (good from 0.85, "
-    "jitter from 0.5), the person's other side (inversion), another person's keypoint (swap) or, below 0.5, nothing "
-    "(miss). In the tables, similarity is the mean s to its own place; distance the median, in % of the square root of "
-    f"the person's area; within {_CLOSE:.0%} the share that is no farther than that."
+    "(ICCV 2017). Each keypoint is classified by the place with the highest similarity s (its term of OKS): its own "
+    "place (good from 0.85, jitter from 0.5), the person's other side (inversion), another person's keypoint (swap) "
+    "or, below 0.5, none (miss). In the tables, similarity is the mean s to the own place; distance the median, in % "
+    f"of the square root of the person's area; within {_CLOSE:.0%} the share of keypoints within that distance."
 )
 
 
 def mistakes(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDict) -> list[Html]:
-    """What keypoints.json of a folder got wrong; where that cannot be told, a remark that says why.
+    """The mistakes in a folder's keypoints.json, or a note that says why they cannot be computed.
 
     Args:
       folder: an evaluation's output.
       metrics: its metrics.json.
-      config: says where annotations and images are; may be empty.
+      config: the config with the locations of annotations and images; may be empty.
     """
     try:
         breakdown = _breakdown(folder, metrics, config)
     except InputError as error:
-        return [note(f"Mistakes cannot be told: {error}")]
+        return [note(f"Mistakes cannot be computed: {error}")]
     counts = breakdown.counts()
     matched = int(breakdown.matched.sum())
     text = (
         f"{matched:,} of {len(breakdown):,} people have a prediction (OKS of at least {MATCH:g}); "
-        f"{breakdown.extra:,} predictions are nobody's. Those people have {counts.sum():,} labelled keypoints:"
+        f"{breakdown.extra:,} predictions match no person. Those people have {counts.sum():,} labelled keypoints:"
     )
     content = [tag("p", text)]
     if counts.sum():
@@ -71,29 +71,29 @@ def mistakes(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDict)
 def _breakdown(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDict) -> Breakdown:
     if not config:
         raise InputError(
-            "there is no config.json that says where the annotations are; --checkpoint names the model's folder"
+            "there is no config.json with the location of the annotations; give the model's folder as --checkpoint"
         )
     try:
         source, root, use_area = config.data.eval, config.data.root, config.eval.use_area
         path = os.path.join(root, source.annotations)
         labels = keypoint_set(source.keypoints)
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"the config does not say where the annotations are ({error})") from None
+        raise InputError(f"the config does not give the location of the annotations ({error})") from None
     name = pathlib.PurePath(path).name
     if metrics.get("annotations", name) != name:
         raise InputError(
-            f"measured on {metrics['annotations']}, but config.data.eval.annotations is {name}; a report of this "
-            "folder alone can be given the other by --config.data.eval.annotations and --checkpoint"
+            f"measured on {metrics['annotations']}, but config.data.eval.annotations is {name}; for a report of only "
+            "this folder, set --config.data.eval.annotations and --checkpoint"
         )
     results = read_json(folder / "keypoints.json")
     if not isinstance(results, list):
-        raise InputError(f"{folder / 'keypoints.json'}: not a COCO results file, which is a list of detections")
+        raise InputError(f"{folder / 'keypoints.json'}: not a COCO results file (a list of detections)")
     truth = coco_annotations(path, labels)
     return diagnose(truth, results, keypoint_set=labels, use_area=bool(metrics.get("use_area", use_area)))
 
 
 def _by_keypoint(breakdown: Breakdown) -> tuple[list[object], list[list[object]]]:
-    """Head and rows of the table; the last row is of all keypoints."""
+    """Header and rows of the table; the last row is for all keypoints."""
     counts = breakdown.counts()
     columns = [*range(len(breakdown.joints)), slice(None)]
     names = [*breakdown.joints.names, "all"]
@@ -121,7 +121,7 @@ def _by_keypoint(breakdown: Breakdown) -> tuple[list[object], list[list[object]]
 
 
 def _worst(breakdown: Breakdown, config: ConfigDict) -> Iterator[Html]:
-    """People with the lowest OKS among those whom there is a prediction for."""
+    """Drawings of the people with the lowest OKS among those with a prediction."""
     rows = np.flatnonzero(breakdown.detections >= 0)
     rows = rows[np.argsort(breakdown.oks[rows], kind="stable")[:_DRAWN]]
     if not len(rows):
@@ -130,25 +130,25 @@ def _worst(breakdown: Breakdown, config: ConfigDict) -> Iterator[Html]:
     try:
         instances = _instances(config)
     except InputError as error:
-        yield note(f"Not drawn, for the images cannot be read: {error}")
+        yield note(f"Not drawn, because the images cannot be read: {error}")
         return
     yield tag(
         "p",
-        "The lowest OKS of people whom a prediction is near. Left: the prediction; right: the truth; the person's left "
-        "side is blue, the right side orange.",
+        "The people with the lowest OKS among those with a prediction. Left: the prediction; right: the annotation; "
+        "the person's left side is blue, the right side orange.",
     )
     row_of = {int(image_id): row for row, image_id in enumerate(instances.image_id)}
     yield tag("div", *(_drawn(breakdown, row, instances, row_of) for row in rows.tolist()), class_="pictures")
 
 
 def _instances(config: ConfigDict) -> Instances:
-    """The evaluation set with annotated boxes: what opens its images."""
+    """The evaluation set with annotated boxes, to open its images."""
     try:
         data = config.copy_and_resolve_references().data
         data.eval.boxes = ""
         return EvalData.load(data, batch_size=1).instances
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"the config does not say where they are ({error})") from None
+        raise InputError(f"the config does not give their location ({error})") from None
 
 
 def _drawn(breakdown: Breakdown, row: int, instances: Instances, row_of: Mapping[int, int]) -> Html:
@@ -156,8 +156,8 @@ def _drawn(breakdown: Breakdown, row: int, instances: Instances, row_of: Mapping
     kinds = np.bincount(breakdown.kinds[row][breakdown.kinds[row] >= 0], minlength=len(KINDS))
     told = ", ".join(f"{count} {kind}" for kind, count in zip(KINDS, kinds.tolist(), strict=True) if count)
     text = f"OKS {breakdown.oks[row]:.2f}, score {breakdown.scores[row]:.2f}: {told or 'no match'}"
-    if image_id not in row_of:  # prepared records may be of other images
-        return tag("figure", note(f"Not drawn: image {image_id} is not there"), tag("figcaption", text))
+    if image_id not in row_of:  # prepared records may hold other images
+        return tag("figure", note(f"Not drawn: image {image_id} is missing"), tag("figcaption", text))
     caption = f"{pathlib.PurePath(instances.path(row_of[image_id])).name}, {text}"
     try:
         image = instances.open(row_of[image_id]).pixels()
@@ -167,7 +167,7 @@ def _drawn(breakdown: Breakdown, row: int, instances: Instances, row_of: Mapping
 
 
 def _side_by_side(image: np.ndarray, breakdown: Breakdown, row: int) -> bytes:
-    """A JPEG of a person in a BGR image: the prediction, and the truth beside it."""
+    """A JPEG of a person in a BGR image: the prediction beside the annotation."""
     box = breakdown.boxes[row]
     corners = np.concatenate([box[:2], box[:2] + np.maximum(box[2:], 1)]).astype(np.float32)
     view = transforms.view_of_box(corners, _PADDING).fix_aspect(_TILE)

@@ -1,4 +1,4 @@
-"""What an HTML page is made of: escaped tags, tables, line charts, bars. No scripts, nothing from the network."""
+"""Elements of an HTML page: escaped tags, tables, line charts, bars. No scripts, no network access."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Points = Sequence[tuple[Number, Number]]
 
 _WIDTH, _HEIGHT = 460, 230  # of a chart, in CSS pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 24  # its margins
-_MOST_POINTS = 400  # of a line; more are averaged
-_SMALLEST, _LARGEST = 1e-100, 1e100  # sizes of values; beyond, sums and ratios may overflow
-_MOST_DOTS = 40  # points that get a dot, whose value is shown when the mouse is over it
+_MOST_POINTS = 400  # per line; more are averaged
+_SMALLEST, _LARGEST = 1e-100, 1e100  # range of values; beyond, sums and ratios may overflow
+_MOST_DOTS = 40  # maximum number of points drawn as dots, which show their value on mouse-over
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1c2127; --soft: #667; --rule: #d9dce1; --panel: #f6f7f9;
@@ -53,11 +53,11 @@ pre { background: var(--panel); padding: 12px; overflow-x: auto; font-size: 12.5
 
 
 class Html(str):
-    """Text that is HTML already; any other text is escaped where it enters a tag."""
+    """Text that is already HTML; all other text is escaped when added to a tag."""
 
 
 def tag(name: str, *content: object, **attributes: object) -> Html:
-    """An element; contents are escaped unless they are `Html`. `_` ends a name that Python keeps, `_` within is `-`."""
+    """An element; contents are escaped unless `Html`. In attribute names, a final `_` is removed, others become `-`."""
     pairs = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
     )
@@ -65,12 +65,12 @@ def tag(name: str, *content: object, **attributes: object) -> Html:
 
 
 def join(content: Iterable[object]) -> Html:
-    """Pieces one after the other, escaped unless they are `Html`."""
+    """Concatenates pieces, escaped unless they are `Html`."""
     return Html("".join(piece if isinstance(piece, Html) else html.escape(str(piece)) for piece in content))
 
 
 def page(title: str, *content: Html) -> str:
-    """A whole page; browsers are told to run no scripts and to load nothing."""
+    """A complete page; browsers are told to run no scripts and load nothing."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     head = tag("title", title), tag("style", Html(_STYLE))
     return (
@@ -82,12 +82,12 @@ def page(title: str, *content: Html) -> str:
 
 
 def note(*content: object) -> Html:
-    """A remark that stands out."""
+    """A highlighted remark."""
     return tag("p", *content, class_="note")
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, kind: str = "", total: bool = False) -> Html:
-    """Rows under a head (none if empty); `kind` "text": cells are words, not numbers; `total`: the last row sums up."""
+    """Rows under an optional header; `kind` "text": cells are words, not numbers; `total`: the last row is a sum."""
     rows = list(rows)
     lines = [tag("tr", *(tag("th", cell) for cell in head))] if head else []
     for number, row in enumerate(rows, start=1):
@@ -97,19 +97,19 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, kind: str
 
 
 def picture(jpeg: bytes, caption: str) -> Html:
-    """An image, part of the page."""
+    """An image embedded in the page."""
     source = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
     return tag("figure", Html(f'<img alt="{html.escape(caption)}" src="{source}">'), tag("figcaption", caption))
 
 
 def legend(colours: Mapping[str, str]) -> Html:
-    """Names with their colours (CSS)."""
+    """Names with their CSS colours."""
     items = (tag("span", tag("i", style=f"background:{colour}"), name) for name, colour in colours.items())
     return tag("div", *items, class_="legend")
 
 
 def bar(shares: Mapping[str, Number], colours: Mapping[str, str], large: bool = False) -> Html:
-    """Shares of 1, side by side in the colours of their names."""
+    """A bar of shares of 1, in the colours of their names."""
     parts = (
         tag("i", style=f"width:{100 * share:.2f}%;background:{colours[name]}", title=f"{name} {share:.1%}")
         for name, share in shares.items()
@@ -125,10 +125,10 @@ def chart(
 
     Args:
       title: above the chart.
-      lines: (step, value) by name. Values that are not finite, and for `log` those not above 0, are left out; of a
-        line of more than 400 points, means of neighbours are drawn.
-      log: whether the value axis is logarithmic; if not, it has the 0.
-      limits: of the value axis; those of the values if None.
+      lines: (step, value) by name. Values that are not finite (and for `log` not above 0) are omitted; lines of more
+        than 400 points are averaged over neighbours.
+      log: whether the value axis is logarithmic; otherwise it includes 0.
+      limits: of the value axis; None: those of the values.
     """
     shown = {name: _thinned([p for p in points if _drawable(p[1], log)]) for name, points in lines.items()}
     shown = {name: points for name, points in shown.items() if points}
@@ -158,7 +158,7 @@ def chart(
 
 
 class _Axis:
-    """Values from `low` to `high` on a line of the drawing from `start` to `end`."""
+    """Maps values from `low` to `high` to positions in the drawing from `start` to `end`."""
 
     def __init__(self, low: Number, high: Number, log: bool, start: Number, end: Number, ticks: list[float]):
         self._low, self._high, self._log, self._start, self._end = low, high, log, start, end
@@ -201,7 +201,7 @@ def _ticks(low: Number, high: Number) -> list[float]:
 
 
 def _log_ticks(low: Number, high: Number) -> list[float]:
-    """Round numbers within a decade or so, powers of ten, or every few of those."""
+    """Round numbers for a range of about a decade; otherwise powers of ten, or every few of those."""
     if high < 4 * low:
         return _ticks(low, high)
     powers = _between(math.log10(low) - 1, math.log10(high))
@@ -220,7 +220,7 @@ def _drawable(value: Number, log: bool) -> bool:
 
 
 def _thinned(points: Points) -> Points:
-    """At most `_MOST_POINTS` points: means of as many neighbours each."""
+    """At most `_MOST_POINTS` points: means over equal numbers of neighbours."""
     size = -(-len(points) // _MOST_POINTS)
     if size <= 1:
         return points

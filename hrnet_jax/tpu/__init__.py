@@ -1,1 +1,1 @@
-"""What talks to Google Cloud and to the TPU's compiler."""
+"""Google Cloud commands and the TPU compiler's output."""

@@ -1,6 +1,6 @@
-"""A Cloud TPU as gcloud commands, and what its hosts are told to do.
+"""gcloud commands for a Cloud TPU, and shell commands for its hosts.
 
-Every function returns a command; none runs it.
+Functions return commands and do not run them.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ RUNTIMES = {
     "v3": "tpu-ubuntu2204-base",
     "v2": "tpu-ubuntu2204-base",
 }
-# The images' own Python is older than this package takes; uv brings one.
+# The images' own Python is too old for this package; uv installs a newer one.
 SETUP = (
     "python3 -m pip install --quiet --user uv && ~/.local/bin/uv venv --quiet --clear --python 3.11 .venv && "
     "~/.local/bin/uv pip install --quiet --python .venv/bin/python --constraint requirements.txt "
     "--editable '.[tpu,gcs]'"
 )
-SOURCE = "~/hrnet_jax"  # on the hosts: the code,
-RUN = "~/hrnet_run"  # and what a run leaves there: log, pid, exit
+SOURCE = "~/hrnet_jax"  # the code on the hosts
+RUN = "~/hrnet_run"  # a run's log, pid and exit code on the hosts
 ARCHIVE = "hrnet_jax.tar.gz"
 ANSWER = "hrnet-status"
 
 
 class LaunchError(Exception):
-    """Something that the user must look at, in words."""
+    """An error message for the user."""
 
 
 class Tpu:
-    """One queued resource with one slice of the same name, as gcloud commands."""
+    """gcloud commands for a queued resource and its slice of the same name."""
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -46,7 +46,7 @@ class Tpu:
         self._inside = ["--internal-ip"] if options.internal_ip else []
 
     def create(self) -> list[str]:
-        """Asks for it."""
+        """Requests the queued resource."""
         o = self.options
         return [
             *(*self._queue, "create", o.name, f"--node-id={o.name}", *self._where, f"--accelerator-type={o.type}"),
@@ -77,24 +77,22 @@ class Tpu:
 
 
 def runtime_version(accelerator: str) -> str:
-    """The software of a TPU's hosts, by accelerator type."""
+    """The software version of a TPU's hosts, by accelerator type."""
     try:
         return RUNTIMES[accelerator.partition("-")[0]]
     except KeyError:
-        raise LaunchError(
-            f"--type={accelerator}: which software it needs is not known; give --runtime_version"
-        ) from None
+        raise LaunchError(f"--type={accelerator}: its software version is not known; set --runtime_version") from None
 
 
 def unpack_command(options: argparse.Namespace) -> str:
-    """On a host: the code into its place, then the set-up and the user's preparations."""
+    """On a host: unpacks the code, then runs the set-up and the user's preparations."""
     steps = [f"rm -rf {SOURCE} {RUN}", f"mkdir -p {SOURCE} {RUN}", f"cd {SOURCE}", f"tar -xzf ~/{ARCHIVE}"]
     steps += [options.setup, *([options.prepare] if options.prepare else []), "touch .ready"]
     return " && ".join(steps)
 
 
 def start_command(arguments: Sequence[str]) -> str:
-    """On a host: starts the training, unless it runs, so that it outlives the connection."""
+    """On a host: starts the training, unless it is running, so that it continues after the connection ends."""
     train = shlex.join([".venv/bin/python", "-m", "hrnet_jax.train", *arguments, "--distributed"])
     wrapped = shlex.quote(f"{train} >> {RUN}/log 2>&1; echo $? > {RUN}/code; mv {RUN}/code {RUN}/exit")
     return (
@@ -105,12 +103,12 @@ def start_command(arguments: Sequence[str]) -> str:
 
 
 def stop_command() -> str:
-    """On a host: ends what is left of a training."""
+    """On a host: kills the remaining processes of a training."""
     return f'kill -KILL -- "-$(cat {RUN}/pid)" 2>/dev/null; rm -f {RUN}/pid'
 
 
 def status_command() -> str:
-    """On a host: prints whether the training runs, or its exit code."""
+    """On a host: prints "running", "lost" or the training's exit code."""
     return (
         f"if [ -e {RUN}/exit ]; then echo {ANSWER} $(cat {RUN}/exit); "
         f'elif kill -0 "$(cat {RUN}/pid)" 2>/dev/null; then echo {ANSWER} running; else echo {ANSWER} lost; fi'

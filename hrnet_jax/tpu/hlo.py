@@ -1,4 +1,4 @@
-"""Reads what devices send each other out of the text of a compiled program."""
+"""Finds collective communication in the text of a compiled program."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections import Counter, defaultdict
 
 @dataclasses.dataclass(frozen=True)
 class Collectives:
-    """Collectives of one kind over equally many devices, in one run of a program.
+    """Collectives of one kind over the same number of devices, in one run of a program.
 
     Attributes:
       kind: "all-reduce", "all-gather", ...
-      devices: how many take part in each.
-      count: how many run; an asynchronous pair is one, a loop's run as often as the loop.
-      bytes: of all their results, on one device.
+      devices: number of participating devices in each.
+      count: number of executions; an asynchronous pair counts once, those in a loop once per iteration.
+      bytes: total size of their results on one device.
     """
 
     kind: str
@@ -43,10 +43,10 @@ def collectives(hlo: str, devices: int) -> list[Collectives]:
 
     Args:
       hlo: the text of the optimised module, `compiled.as_text()`.
-      devices: that the program runs on.
+      devices: number of devices that the program runs on.
 
     Returns:
-      One entry for each kind and number of devices, those of most bytes first.
+      One entry per kind and number of devices, largest number of bytes first.
     """
     found: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
     calls: dict[str, Counter[str]] = defaultdict(Counter)
@@ -64,12 +64,12 @@ def collectives(hlo: str, devices: int) -> list[Collectives]:
             if phase == "-start":
                 started[instruction["name"]] = _group_size(line, devices)
             else:
-                # A start's shape holds operands and buffers beside the result.
+                # A start's shape includes operands and buffers.
                 size = _group_size(line, devices)
                 if phase == "-done":
                     size = next((started[name] for name in re.findall(r"[\w.-]+", line) if name in started), devices)
                 found[computation].append((kind, size, _shape_bytes(instruction["shape"])))
-        elif not op.endswith(("-done", "-update")):  # the start of an asynchronous call stands for it
+        elif not op.endswith(("-done", "-update")):  # only the start of an asynchronous call is counted
             trips = int(trips[1]) if op == "while" and (trips := _TRIPS.search(line)) else 1
             for called in _CALLED.findall(line):
                 for name in re.findall(r"[\w.-]+", called):

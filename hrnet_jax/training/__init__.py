@@ -1,1 +1,1 @@
-"""What a run does beside its gradient steps: logs, metric files, leases, records, stopping."""
+"""Parts of a training run: the step, logs, metric files, leases, records, stopping."""

@@ -1,4 +1,4 @@
-"""Compiled programs, kept between runs."""
+"""The cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _counts = collections.Counter[str]()
 
 
 def use_cache(cache_dir: str | os.PathLike) -> None:
-    """Keeps compiled programs in a folder, unless the user told JAX another (JAX_COMPILATION_CACHE_DIR)."""
+    """Caches compiled programs in a folder, unless JAX_COMPILATION_CACHE_DIR names another."""
     if not _folder():
         jax.config.update("jax_compilation_cache_dir", str(epath.Path(cache_dir) / "compiled"))
 
 
 def summary() -> str:
-    """How many programs this process compiled, and how many it found compiled."""
+    """How many programs this process compiled and how many it found in the cache."""
     return f"{_counts['compiled']} programs compiled, {_counts['found']} found in {_folder()}"
 
 

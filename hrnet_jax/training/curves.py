@@ -1,4 +1,4 @@
-"""A run's curves as a picture."""
+"""Plots of a run's metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hrnet_jax.training import metrics
 
 
 def draw_curves(workdir: str | os.PathLike) -> None:
-    """Draws a run's loss (by source, where there are several) and AP over its steps into its `curves.png`."""
+    """Plots a run's loss (per source, if there are several) and AP by step into its `curves.png`."""
     records = list(metrics.read(workdir))
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axis, ap_axis = figure.subplots(1, 2)

@@ -1,4 +1,4 @@
-"""Which experiment a work directory holds, and what it was trained on."""
+"""The experiment and the training data of a work directory."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ logger = logging.getLogger(__name__)
 
 
 def check_experiment(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises InputError when a work directory holds another experiment, or is a converted or exported folder.
+    """Raises InputError if a work directory holds another experiment, or is a converted or exported folder.
 
-    A start that failed before its first checkpoint leaves the directory to any experiment.
+    A directory without a checkpoint may be used for any experiment.
     """
     if is_folder(workdir):
-        raise InputError(f"{workdir}: is a converted or exported folder; take another --workdir")
+        raise InputError(f"{workdir}: is a converted or exported folder; choose another --workdir")
     path = workdir / "config.json"
     is_begun = path.exists() and steps(workdir / "checkpoints")
     if is_begun and (different := config_lib.differences(config, config_lib.from_json(path))):
-        raise InputError(f"{workdir} holds another experiment; take another --workdir, or undo: {'; '.join(different)}")
+        raise InputError(
+            f"{workdir} holds another experiment; choose another --workdir, or undo: {'; '.join(different)}"
+        )
 
 
 def trained_on(data: TrainData, path: str, init: Model | None, step: int = 0) -> dict[str, Any]:
-    """What a run is trained on from a step on, as its checkpoints tell it: people, and where the backbone came from."""
+    """The training data from a step on, as stored in checkpoints: people and digest per source, and `config.init`."""
     sources = {source.name: {"people": len(source), "digest": source.digest()} for source in data.sources}
     return {"from_step": step, "sources": sources, "init": {"path": path, "digest": init.digest()} if init else None}
 
 
 def continued(config: ConfigDict, data: TrainData, meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a continued run was and is trained on.
+    """The history of a continued run's training data.
 
-    Raises InputError when that is not the same, unless `config.accept_changed_data`, which the list then tells.
+    Raises InputError if the data changed, unless `config.accept_changed_data`; the change is then added to the history.
     """
     history = meta["data"]
     before, init = history[-1], history[-1]["init"]
@@ -59,10 +61,10 @@ def continued(config: ConfigDict, data: TrainData, meta: dict[str, Any]) -> list
         return history
     if not config.accept_changed_data:
         raise InputError(
-            f"the run was trained on other data; undo, or accept it with --config.accept_changed_data: "
+            f"the training data or config.init changed; undo it, or accept it with --config.accept_changed_data: "
             f"{'; '.join(different)}"
         )
-    logger.warning("from step %d on trained on other data: %s", meta["step"], "; ".join(different))
+    logger.warning("from step %d on, training data or config.init differ: %s", meta["step"], "; ".join(different))
     return [*history, now]
 
 

@@ -1,10 +1,10 @@
-"""One training a work directory: a lease that its holder renews, and that expires when the holder is gone.
+"""Allows one training per work directory, by a lease that its holder renews and that expires when the holder ends.
 
-    workdir/lease.json    who holds it (host, process, since when), and a count of its renewals
+    workdir/lease.json    the holder (host, process, start time) and a count of its renewals
 
-A holder on the same machine whose process is gone has lost it at once. On another machine it counts as gone when its
-count stands still for `EXPIRY` seconds; no clocks are compared. Files are renamed, not locked, so that this holds on
-network file systems and in buckets.
+If the holder's process on the same machine has ended, the lease is free at once. A holder on another machine counts as
+ended if its count does not change for `EXPIRY` seconds; clocks are not compared. Files are renamed, not locked, so
+that this works on network file systems and in buckets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hrnet_jax.weights.checkpoint import check_name
 NAME = "lease.json"
 RENEWAL = 1.0  # seconds
 EXPIRY = 15.0  # seconds without a renewal
-_SETTLING = 0.5  # seconds in which another that started at the same moment would be seen; longer than a write takes
+_SETTLING = 0.5  # seconds to detect another process that started at the same time; longer than a write takes
 _POLL = 0.1
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 class Lease:
     """A context in which this process holds a work directory.
 
-    Entering it raises InputError, in one line that names the holder, when another process holds the directory; it
-    waits while a holder on another machine may or may not be alive, at most `EXPIRY` seconds.
+    Entering raises InputError, which names the holder, if another process holds the directory. If the holder is on
+    another machine, entering waits at most `EXPIRY` seconds to see whether it is alive.
     """
 
     def __init__(self, workdir: str | os.PathLike):
@@ -55,7 +55,7 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Raises InputError when the lease is lost: to a process that took this one for dead, or with the directory."""
+        """Raises InputError if the lease is lost: taken over by another process, or removed with the directory."""
         if self._lost:
             raise InputError(f"{self._workdir}: {self._lost}; nothing more is saved")
 
@@ -74,7 +74,7 @@ class Lease:
         self._ended.set()
         self._thread.join()
         if not self._lost:
-            with contextlib.suppress(Exception):  # it expires
+            with contextlib.suppress(Exception):  # the lease expires anyway
                 self._path.unlink()
 
     def _wait_until_free(self) -> None:
@@ -90,7 +90,7 @@ class Lease:
                 if waited > EXPIRY:
                     return
                 if waited > 3 * RENEWAL and not told:
-                    logger.info("%s: waiting whether %s still runs", self._workdir, _words(holder))
+                    logger.info("%s: waiting to see whether %s is still running", self._workdir, _words(holder))
                     told = True
                 time.sleep(_POLL)
             if now and now.get("token") == holder.get("token"):
@@ -99,22 +99,22 @@ class Lease:
 
     def _taken(self, holder: dict[str, Any]) -> InputError:
         return InputError(
-            f"{self._workdir}: {_words(holder)} trains in this work directory; wait for its end, stop it, or take "
+            f"{self._workdir}: {_words(holder)} trains in this work directory; wait for it to end, stop it, or choose "
             "another --workdir"
         )
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWAL):
-            # A full disk, or a bucket out of reach for a moment, ends the run where it matters: at a save.
+            # Errors are ignored: a full disk or an unreachable bucket is reported by the next save.
             with contextlib.suppress(Exception):
                 holder = self._read()
                 if holder and holder.get("token") != self._mine["token"]:
                     self._lost = (
-                        f"{_words(holder)} took over this work directory, since this process did not renew its lease "
+                        f"{_words(holder)} took over this work directory, because this process did not renew its lease "
                         f"for {EXPIRY:g} s"
                     )
-                elif not self._path.exists():  # or a write would make the directory anew
-                    self._lost = f"{NAME} has gone; the work directory was moved or removed"
+                elif not self._path.exists():  # writing would create the directory again
+                    self._lost = f"{NAME} is gone; the work directory was moved or removed"
                 if self._lost:
                     return
                 self._write()
@@ -122,7 +122,7 @@ class Lease:
     def _write(self) -> None:
         self._renewals += 1
         content = json.dumps({**self._mine, "renewals": self._renewals}) + "\n"
-        storage.write(self._path, content, sync=False)  # it says nothing after a power cut
+        storage.write(self._path, content, sync=False)  # not needed after a power cut
 
     def _read(self) -> dict[str, Any] | None:
         try:
@@ -134,7 +134,7 @@ class Lease:
 
 @contextlib.contextmanager
 def hold(workdir: epath.Path) -> Iterator[Lease]:
-    """A context in which a run has a work directory for itself; the main host's lease is that of all hosts."""
+    """A context in which a run holds a work directory; the main host takes the lease for all hosts."""
     with contextlib.ExitStack() as stack:
         lease = Lease(workdir)
 
@@ -158,7 +158,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Where a process number means the same process: this boot of the machine, and its container."""
+    """Identifies the scope of process numbers: this boot of the machine and its container."""
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
     with contextlib.suppress(OSError):
         return f"{boot.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -166,9 +166,9 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process started, in its machine's clock ticks; empty when there is none, or only its remains."""
+    """A process's start time in its machine's clock ticks; empty if there is no such process or it is a zombie."""
     try:
-        # The name, in brackets, may hold anything.
+        # The name, in parentheses, may contain any character.
         fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""

@@ -1,6 +1,6 @@
-"""Metric files of a run: `metrics.jsonl`, one object a line, and TensorBoard's.
+"""Metric files of a run: `metrics.jsonl`, one object per line, and TensorBoard's.
 
-Nothing can be appended to what lies in a bucket; there, lines lie in `metrics/STEP.jsonl`.
+Objects in a bucket cannot be appended to; there, the lines are in `metrics/STEP.jsonl`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from tensorboardX.summary import scalar
 
 from data_pipelines import storage
 
-EVALUATION = "eval/"  # what names of an evaluation's scalars start with
+EVALUATION = "eval/"  # prefix of an evaluation's scalars
 
-_AT_ONCE = 16  # objects of a bucket that are read at a time
+_AT_ONCE = 16  # objects read from a bucket in parallel
 
 logger = logging.getLogger(__name__)
 
 
 class MetricWriter:
-    """Adds scalars by step.
+    """Writes scalars by step.
 
-    Starting at a step drops what a previous start wrote past it, and, unless it `is_evaluated`, what it wrote of an
-    evaluation at it. Raises InputError when the disk refuses.
+    Starting at a step removes records of later steps from previous starts and, unless `is_evaluated`, evaluation
+    records of this step. Raises InputError if writing fails.
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int = 0, is_evaluated: bool = True, active: bool = True):
-        self._active = active  # one host writes for all
+        self._active = active  # only one host writes
         if not active:
             return
 
@@ -48,7 +48,7 @@ class MetricWriter:
         self._board = _Board(workdir, start_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds one record and flushes it."""
+        """Writes one record and flushes it."""
         if not self._active:
             return
         self._lines.add(step, json.dumps({"step": step, **scalars}))
@@ -63,12 +63,12 @@ class MetricWriter:
 
 
 def read(workdir: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """The records of a run so far, in their order; lines that are damaged or half-written are left out."""
+    """The records of a run so far, in file order, without damaged or incomplete lines."""
     yield from _records(_lines(workdir).read())
 
 
 class _Board:
-    """TensorBoard's event files, written by this thread: errors with the disk are met where they can be told."""
+    """TensorBoard's event files, written in this thread so that disk errors are raised here."""
 
     def __init__(self, workdir: str | os.PathLike, start_step: int):
         self._target = epath.Path(workdir) / "tensorboard"
@@ -76,7 +76,7 @@ class _Board:
         with storage.write_errors(self._target):
             self._folder.path.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(self._folder.path / "events"), f".{os.getpid()}")
-        # Tells TensorBoard to forget what a previous start wrote past this step.
+        # Tells TensorBoard to discard events of later steps from previous starts.
         self._write(Event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -97,7 +97,7 @@ class _Board:
 
 
 class _File:
-    """Lines of a file, in the order in which they came."""
+    """Lines of a file, in order of writing."""
 
     def __init__(self, path: epath.Path):
         self._path = path
@@ -118,14 +118,14 @@ class _File:
 
 
 class _Objects:
-    """Lines of objects, one a step."""
+    """Lines of objects, one object per step."""
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
 
     def add(self, step: int, line: str) -> None:
         path = self._folder / f"{step:09}.jsonl"
-        before = path.read_text() if path.exists() else ""  # a step may be logged and evaluated
+        before = path.read_text() if path.exists() else ""  # a step may have a log and an evaluation record
         storage.write(path, before + line + "\n")
 
     def keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:

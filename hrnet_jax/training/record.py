@@ -1,7 +1,7 @@
-"""What explains a run later: who started it, where, with which versions, what it printed, and how it ended.
+"""The record of a run's starts: command, machine, versions, output and outcome.
 
-workdir/starts.json           one record a start
-workdir/logs/TIME.txt         what that start printed
+workdir/starts.json           one record per start
+workdir/logs/TIME.txt         the output of that start
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 class RunRecord:
-    """A context around a start: writes its record at once, and again with its end; keeps its log.
+    """A context around a start: writes its record on entry and with its outcome on exit, and keeps its log.
 
-    `facts`, a dict of what JSON can hold, becomes part of the record. Nothing is written where `active` is False.
-    A start that was killed has no `end`; `logs/` tells how far it came.
+    `facts`, a JSON-serialisable dict, becomes part of the record. Nothing is written if `active` is False. A start
+    that was killed has no `end`; `logs/` shows how far it came.
     """
 
     def __init__(self, workdir: str | os.PathLike, active: bool = True):
@@ -54,8 +54,8 @@ class RunRecord:
         self.facts: dict[str, Any] = {}
 
     def write(self) -> None:
-        """Writes the record as it is so far. Raises InputError when the disk refuses."""
-        if self._active and self._path.parent.is_dir():  # it may have been moved away
+        """Writes the current record. Raises InputError if writing fails."""
+        if self._active and self._path.parent.is_dir():  # the directory may have been moved
             starts = read_starts(self._path.parent)
             write_json(self._path, [s for s in starts if s.get("start") != self.facts["start"]] + [self.facts])
 
@@ -77,12 +77,12 @@ class RunRecord:
         logging.getLogger().removeHandler(self._log)
         self._log.close()
         self.facts |= {"end": _now(), "outcome": outcome}
-        with contextlib.suppress(InputError):  # a full disk, of which the error that ends the run tells
+        with contextlib.suppress(InputError):  # a full disk: the error that ends the run reports it
             self.write()
 
 
 def read_starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a run's starts, oldest first; none when there is no readable file of them."""
+    """The records of a run's starts, oldest first; empty if the file is missing or unreadable."""
     path = epath.Path(workdir) / NAME
     with contextlib.suppress(InputError, FileNotFoundError):
         starts = read_json(path) if path.exists() else []
@@ -91,7 +91,7 @@ def read_starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class _LogFile(logging.Handler):
-    """Writes what is logged to a file of `logs/`, line by line; a disk that refuses costs the log, not the run."""
+    """Writes log messages to a file in `logs/`, line by line; write errors end the log, not the run."""
 
     def __init__(self, folder: epath.Path):
         super().__init__(logging.INFO)
@@ -116,7 +116,7 @@ class _LogFile(logging.Handler):
             if time.monotonic() - self._synced > _EVERY:
                 self._synced = time.monotonic()
                 self._mirror.sync()
-        except Exception:  # of a disk, or of whatever library talks to a bucket
+        except Exception:  # from the disk, or from any library that accesses a bucket
             self._failed = True
 
     def close(self) -> None:
@@ -144,13 +144,13 @@ def _surroundings() -> dict[str, Any]:
 
 
 def describe_devices() -> str:
-    """How many devices of which kind, e.g. `8 x NVIDIA H100`."""
+    """The number of devices of each kind, e.g. `8 x NVIDIA H100`."""
     kinds = [device.device_kind for device in jax.devices()]
     return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
 
 
 def _commit() -> str | None:
-    """The commit of the clone that this code runs from, with `-dirty` when it was changed; None outside of one."""
+    """The commit of the clone that this code runs from, with `-dirty` if modified; None outside a clone."""
     root = pathlib.Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

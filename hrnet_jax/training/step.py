@@ -1,4 +1,4 @@
-"""The training step: state and batch in, state and measurements out, compiled once for a mesh."""
+"""The training step: maps state and batch to new state and measurements, compiled once per mesh."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hrnet_jax.mesh import split_evenly
 from hrnet_jax.models import Network, unstack
 from hrnet_jax.models.names import Arrays
 
-# A state whose arrays have canonical names, as checkpoints hold them.
+# Renames the arrays of a state to canonical names, as used in checkpoints.
 by_canonical_name = jax.jit(unstack)
 
 
 class TrainState(NamedTuple):
-    """All that a step changes; parameters and statistics by name, canonical or as `Network.stack` makes them."""
+    """The state that a step updates; parameters and statistics have canonical names or those of `Network.stack`."""
 
     step: Array
     params: Arrays
@@ -40,7 +40,7 @@ def start(params: Arrays, stats: Arrays, optimizer: optax.GradientTransformation
 
 
 def averaged(state: TrainState) -> tuple[Arrays, Arrays]:
-    """The parameters and statistics to evaluate: the moving averages when there are any."""
+    """The parameters and statistics to evaluate: the moving averages if there are any."""
     return (state.ema["params"], state.ema["stats"]) if state.ema else (state.params, state.stats)
 
 
@@ -59,17 +59,17 @@ def make_train_step(
     Args:
       network: the model.
       codec: encodes targets and measures the loss.
-      optimizer: as optax makes them.
-      sources: how many sources of samples there are, for their losses.
-      parts: in how many parts, one after the other, the gradients of a batch are computed.
-      devices: of the mesh; each has its share of every part.
-      ema_decay: of the moving averages; smaller in the first steps: at most (1 + step) / (10 + step). 0: none are kept.
+      optimizer: an optax optimizer.
+      sources: number of sample sources, for their losses.
+      parts: number of parts into which a batch is split for gradient accumulation.
+      devices: number of devices in the mesh; each part is split over all of them.
+      ema_decay: decay of the moving averages, at most (1 + step) / (10 + step); 0: no averages.
 
     Returns:
       f(state, batch) -> state, measured. The state is donated. The batch has `image` uint8 [B,H,W,3], `keypoints`
-      [B,K,2], `visible` [B,K] and `source` [B]; measured has `loss`, `gradient_norm`, the sum of losses and the
-      number of samples a source, [sources] each, `finite` and the state's `skipped`. Where the loss or a gradient is
-      not finite, all but the step and `skipped` stays as it was.
+      [B,K,2], `visible` [B,K] and `source` [B]; measured has `loss`, `gradient_norm`, `loss_sum` and `samples` (sum of
+      losses and number of samples per source, [sources] each), `finite` and the state's `skipped`. If the loss or a
+      gradient is not finite, only the step and `skipped` change.
     """
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
@@ -87,7 +87,7 @@ def make_train_step(
             (gradients, stats), losses = gradients_of(batch)
             source = batch["source"]
         else:
-            # Statistics of all parts start from the same ones, so that their mean is that of the whole batch.
+            # All parts start from the same statistics, so that the mean over parts is that of the complete batch.
             def add(total: tuple[Arrays, Arrays], part: dict[str, Array]) -> tuple[tuple[Arrays, Arrays], Array]:
                 result, losses = gradients_of(part)
                 return jax.tree.map(jnp.add, total, result), losses
@@ -125,8 +125,8 @@ def make_train_step(
 
 
 def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable[[Any], Array]:
-    """The rate of a 0-based step: linear warm-up from a factor, times a decay at each milestone (epochs)."""
-    last = np.iinfo(np.int32).max  # of all steps that can be counted
+    """The learning rate of a 0-based step: linear warm-up, then a decay at each milestone (in epochs)."""
+    last = np.iinfo(np.int32).max  # the largest step
     milestones = np.array([min(epoch * steps_per_epoch, last) for epoch in config.milestones], np.int32)
 
     def rate(step: Any) -> Array:
@@ -145,6 +145,6 @@ def to_items(state: TrainState) -> dict[str, Any]:
 
 
 def from_items(items: dict[str, Any]) -> TrainState:
-    """`to_items`' inverse."""
+    """The inverse of `to_items`."""
     optimizer, ema = items["optimizer"], items.get("ema", {})
     return TrainState(optimizer["step"], items["params"], items["stats"], optimizer["state"], ema, optimizer["skipped"])

@@ -1,4 +1,4 @@
-"""How a run goes: what steps measured, and when to stop believing in it."""
+"""Logs a run's progress and aborts runs with too many failures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from hrnet_jax.training import compilation
 
 logger = logging.getLogger(__name__)
 
-# The host prepares this many steps while the device works.
+# Steps that the host prepares while the device works.
 _AHEAD = 2
 
 
 class StepLog:
-    """Collects what steps measured and tells how the run goes; the device is read two steps late.
+    """Collects the measurements of steps and logs them; results are read two steps late, to keep the device busy.
 
-    `progress`, which checkpoints carry, counts the samples seen and those of them that could not be read.
+    `progress`, which is stored in checkpoints, counts all samples and the unreadable ones.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class StepLog:
         self._measured: list[dict[str, Array]] = []
         self._unchecked = collections.deque[tuple[int, dict[str, Array], Batch]]()
         self._compiled = False
-        self._timed = 0  # steps since `_time`; the one that compiled is none of them
+        self._timed = 0  # steps since `_time`, without the one that compiled
         self._started = self._time = time.monotonic()
         self._paused_at: float | None = None
         self._waited = self._productive = 0.0
@@ -68,7 +68,7 @@ class StepLog:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose time does not count."""
+        """A context whose time is not counted."""
         jax.block_until_ready(self._measured)
         self._paused_at = time.monotonic()
         yield
@@ -76,7 +76,7 @@ class StepLog:
         self._paused_at = None
 
     def add(self, step: int, measured: dict[str, Array], batch: Batch) -> None:
-        """Takes a step's measurements. Raises InputError or Aborted when too much went wrong."""
+        """Adds a step's measurements. Raises InputError or Aborted if too many samples or steps failed."""
         self._step = step
         self._measured.append(measured)
         self._unchecked.append((step, measured, batch))
@@ -95,7 +95,7 @@ class StepLog:
             self._check_unreadable()
 
     def flush(self) -> dict[str, float]:
-        """Returns, and logs as one line, the means since the last call."""
+        """Returns the means since the last call and logs them in one line."""
         while self._unchecked:
             self._check_finite(*self._unchecked.popleft())
         measured = jax.device_get(self._measured)
@@ -133,7 +133,7 @@ class StepLog:
         return scalars
 
     def _check_finite(self, step: int, measured: dict[str, Array], batch: Batch) -> None:
-        """Waits for a step; warns when it was skipped, and raises Aborted when too many were."""
+        """Waits for a step; warns if it was skipped, and raises Aborted if too many were."""
         if measured["finite"]:
             return
         what = f"step {step}: loss {float(measured['loss'])}, gradient norm {float(measured['gradient_norm'])}"
@@ -150,7 +150,7 @@ class StepLog:
     def _check_unreadable(self) -> None:
         unreadable, samples = self._progress["unreadable"], self._progress["samples"]
         share, limit = unreadable / samples, self._config.data.max_unreadable
-        # A share means something once a thousand samples, or an epoch of them, were seen.
+        # The share is meaningful only after a thousand samples or one epoch.
         if share > limit and samples >= min(1000, self.steps_per_epoch * self._config.batch_size):
             raise InputError(
                 f"{unreadable} of {samples} samples could not be read and were replaced, more than "
@@ -159,7 +159,7 @@ class StepLog:
 
 
 class Profiler:
-    """Traces a window of steps, (first, last), into `profile/` of a work directory for TensorBoard; (0, 0): none."""
+    """Profiles steps `first` to `last` into `profile/` of a work directory, for TensorBoard; (0, 0): no profile."""
 
     def __init__(self, workdir: str | os.PathLike, window: tuple[int, int]):
         self._folder, (self._first, self._last) = epath.Path(workdir) / "profile", window
@@ -195,7 +195,7 @@ class Profiler:
 
 
 def _memory() -> dict[str, float]:
-    """The most memory that any of this host's devices had in use, where it tells."""
+    """The peak memory in use on any of this host's devices, if available."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     return {"device_memory_gib": max(peak for peak in peaks if peak) / 2**30} if any(peaks) else {}
 

@@ -1,4 +1,4 @@
-"""Stopping a run from outside: finish the step, save, leave."""
+"""Stopping a run by a signal: finish the step, save, exit."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StopRequest:
     One stop may arrive as several signals, forwarded by a wrapper or sent to every process of a job: those within
     `TOGETHER` seconds of the first count as one.
 
-    Outside of the main thread, where Python delivers no signals, it never becomes true. Of several hosts each may be
-    told to stop; JAX hears SIGTERM, and the notice of a preemption, and lets all agree on the step.
+    Outside the main thread, where Python delivers no signals, `requested` stays False. With several hosts, JAX handles
+    SIGTERM and preemption notices, and all hosts agree on the step.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            # Python calls handlers between two lines of its own, which may be minutes apart while a step compiles. To
-            # this socket it writes a signal's number as it comes.
+            # Python runs signal handlers between bytecodes, which may be minutes apart while a step compiles. The
+            # wakeup socket receives signal numbers immediately.
             self._heard, self._hears = socket.socketpair()
             self._hears.setblocking(False)
             self._wakeup = signal.set_wakeup_fd(self._hears.fileno(), warn_on_full_buffer=False)
@@ -50,10 +50,10 @@ class StopRequest:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._wakeup)
-            self._hears.close()  # which ends the thread
+            self._hears.close()  # ends the thread
 
     def agreed(self, step: int) -> bool:
-        """Whether to stop before this step; all hosts must ask, and get the same answer."""
+        """Whether to stop before this step; all hosts must call it, and get the same answer."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.requested = True
         return self.requested

@@ -1,4 +1,4 @@
-"""A training that starts from a stored backbone (`config.init`)."""
+"""Initialising training from a stored backbone (`config.init`)."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from hrnet_jax.models.names import Arrays, mismatches
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import Model
 
-# A tensor whose width is that of the high-resolution branch.
+# A tensor whose output width is that of the high-resolution branch.
 WIDTH = "backbone.transition1.0.0.weight"
 
 
 def initial_model(path: str) -> Model:
-    """Loads the model that `config.init` names: a converted folder, also of a backbone alone, or a work directory.
+    """Loads the model in `config.init`: a converted folder, with or without a head, or a work directory.
 
-    Raises InputError when there is none.
+    Raises InputError if there is none.
     """
     where = f"config.init={path}"
     if pathlib.Path(path).is_file():
         raise InputError(f"{where}: is a file; convert it first: python -m hrnet_jax.convert --input {path} --help")
     if not checkpoint.locate(path)[0].is_dir():
-        raise InputError(f"{where}: no such folder; it should be a converted folder or a work directory")
+        raise InputError(f"{where}: no such folder; it must be a converted folder or a work directory")
     return checkpoint.load(path, whole=False)
 
 
 def with_backbone(model: Model, params: Arrays, stats: Arrays) -> tuple[Arrays, Arrays]:
-    """Replaces the backbone of fresh parameters and statistics by a stored one (`config.init`).
+    """Replaces the backbone of new parameters and statistics by a stored one (`config.init`).
 
     Args:
       model: from `initial_model`.
-      params: parameters by canonical name; those of the head stay.
+      params: parameters by canonical name; the head's are kept.
       stats: batch statistics by canonical name.
 
     Returns:
       New dicts of parameters and statistics.
 
     Raises:
-      InputError: its backbone has another architecture.
+      InputError: the stored backbone has another architecture.
     """
     where = f"config.init={model.origin}"
     backbone = backbone_of({**model.params, **model.stats})
@@ -61,11 +61,11 @@ def with_backbone(model: Model, params: Arrays, stats: Arrays) -> tuple[Arrays, 
 
 
 def backbone_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of the backbone, by canonical name."""
+    """The backbone's arrays by canonical name."""
     return {name: array for name, array in arrays.items() if name.startswith("backbone.")}
 
 
 def variant_of_width(width: int) -> str:
-    """What a backbone of that width is called."""
+    """The name of the variant with this width."""
     names = [name for name, variant in VARIANTS.items() if variant.width == width]
     return f"{names[0]} (width {width})" if names else f"an HRNet of width {width}"

@@ -2,10 +2,10 @@
 
     workdir/config.json            the experiment
     workdir/checkpoints/STEP/      the newest few and the best: params, stats, optimizer, ema if any (Orbax),
-                                   meta (JSON), metrics.json where it was evaluated
+                                   meta (JSON), metrics.json if evaluated
 
-Arrays have MMPose's names (`hrnet_jax.models.names`). Only `Checkpoints`, the trainer's, writes; `load` and all that it
-calls read, and neither delete nor lock anything, so that a run can be read while it trains.
+Arrays have MMPose's names (`hrnet_jax.models.names`). Only `Checkpoints`, used by the trainer, writes. `load` and the
+functions it calls neither delete nor lock anything, so that a run can be read while it trains.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ FOLDER = "checkpoints"
 BEST, LATEST = "best", "latest"
 
 _DIGESTS = "digests.json"
-# What Orbax writes last; restoring reads nothing from it.
+# The file that Orbax writes last; restoring does not read it.
 _COMMITTED = "commit_success.txt"
 _METRICS = "metrics.json"
 AFTERWARDS = ("_CHECKPOINT_METADATA", _COMMITTED, _METRICS)
 _PATIENCE = 600  # seconds that hosts wait for each other's part of a checkpoint
-_SLACK = 1 << 20  # bytes for what a checkpoint holds beside its arrays
-_ATTEMPTS = 20  # a training may delete a checkpoint while it is read; there is a newer one then
-_PATTERN = "[]*?"  # characters that Orbax takes for those of a glob pattern, and finds nothing
+_SLACK = 1 << 20  # bytes for everything in a checkpoint except its arrays
+_ATTEMPTS = 20  # a training may delete a checkpoint while it is read; a newer one exists then
+_PATTERN = "[]*?"  # Orbax treats a path with these characters as a glob pattern and finds nothing
 
 logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Saves and restores training states below a folder; saving goes on in the background.
+    """Saves and restores training states below a folder; saves continue in the background.
 
-    A checkpoint appears whole or not at all, with a digest of each of its files. The newest `keep` are kept, and the
-    best by `metric` (see `best_step`). Close it, or use it as a context. There may be one for a folder at a time
-    (`hrnet_jax.training.lease`), since it deletes what a killed one left unfinished.
+    Checkpoints are written atomically, with a digest of each file. The newest `keep` and the best by `metric` (see
+    `best_step`) are kept. Close it, or use it as a context. Only one may exist per folder at a time
+    (`hrnet_jax.training.lease`), because it deletes the unfinished files of a killed run.
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int, metric: str = "AP"):
@@ -67,7 +67,7 @@ class Checkpoints:
             preservation_policy=self,
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal, timeout_secs=_PATIENCE),
-            # Hosts meet by this name.
+            # Hosts synchronise under this name.
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self._folder.name),
         )
         with self._disk_errors_named(), storage.bucket_errors(folder):
@@ -75,10 +75,10 @@ class Checkpoints:
         self._metrics = {step: _metrics(self._folder / str(step)) for step in self._manager.all_steps()}
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Writes pytrees of arrays and a JSON-able dict; returns once the arrays may be overwritten.
+        """Writes pytrees of arrays and a JSON-serialisable dict; on return, the arrays may be overwritten.
 
-        Nothing is written where there is a checkpoint of this step already. Raises InputError when the disk cannot take
-        it, or could not take the one before; what is there stays.
+        An existing checkpoint of this step is kept, and nothing is written. Raises InputError if this or the previous
+        save failed; existing checkpoints are kept.
         """
         if step in self._manager.all_steps() and step not in self._damaged:
             return
@@ -94,9 +94,9 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args), force=True)
 
     def restore(self, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Reads the newest checkpoint that is whole: its items and its meta, or None when there is none.
+        """Reads the newest intact checkpoint: its items and its meta, or None if there is no checkpoint.
 
-        The main host looks for it, and all hosts read that one. See `restore`.
+        The main host chooses it, and all hosts read the same one. See `restore`.
         """
         found = from_main_host(lambda: _first_whole(self._folder, LATEST, self._metric))
         if found is None:
@@ -106,32 +106,32 @@ class Checkpoints:
         return restore(self._folder / str(step), abstract)
 
     def add_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Adds to a saved checkpoint what an evaluation of it measured, and under which conditions (`best_step`)."""
+        """Adds an evaluation's metrics and conditions to a saved checkpoint (see `best_step`)."""
         self.wait()
         self._metrics[step] = dict(metrics)
         if jax.process_index() == 0:
             write_json(self._folder / str(step) / _METRICS, self._metrics[step])
         there = sorted(self._manager.all_steps())
-        for old in set(there) - self._kept(there):  # the one that was the best before
+        for old in set(there) - self._kept(there):  # the previous best
             self._manager.delete(old)
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether there is a checkpoint of a step with metrics."""
+        """Whether a step has a checkpoint with metrics."""
         return bool(self._metrics.get(step))
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Tells Orbax which checkpoints to keep when another was saved."""
+        """Tells Orbax which checkpoints to keep after a save."""
         del context
         kept = self._kept([info.step for info in checkpoints])
         return [info.step in kept for info in checkpoints]
 
     def wait(self) -> None:
-        """Returns when all is on disk. Raises InputError when the disk could not take it."""
+        """Waits until everything is on disk. Raises InputError if writing failed."""
         with self._disk_errors_named():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the background and releases its threads. Raises as `wait`."""
+        """Waits for background saves and releases the threads. Raises like `wait`."""
         with self._disk_errors_named():
             self._manager.close()
 
@@ -146,7 +146,7 @@ class Checkpoints:
         return {*sorted(there)[-self._keep :], best_step(self._metrics, self._metric)}
 
     def _seal(self) -> None:
-        """Writes the digests, before Orbax gives the checkpoint its name, or in a bucket its commit_success.txt."""
+        """Writes the digests before Orbax renames the checkpoint or, in a bucket, writes commit_success.txt."""
         if jax.process_index() == 0:
             folder = self._folder / str(self._saving)
             if not storage.in_bucket(folder):
@@ -155,33 +155,33 @@ class Checkpoints:
             storage.write(folder / _DIGESTS, json.dumps(_digests(folder), indent=2) + "\n")
 
     def _check_space(self, step: int, items: dict[str, Any]) -> None:
-        # Asked beforehand, because Orbax tells of a full disk in thousands of lines, and at times not at all.
+        # Checked first, because Orbax reports a full disk in thousands of lines, or not at all.
         needed = sum(array.nbytes for array in jax.tree.leaves(items)) + _SLACK
         free = storage.free_bytes(self._folder)
         if free < needed:
             raise InputError(
-                f"{self._folder}: no room for the checkpoint of step {step}: it takes up to {needed / 1e6:.0f} MB, "
-                f"{free / 1e6:.0f} MB are free; the checkpoints before are whole"
+                f"{self._folder}: not enough space for the checkpoint of step {step}: up to {needed / 1e6:.0f} MB "
+                f"needed, {free / 1e6:.0f} MB free; earlier checkpoints are intact"
             )
 
     def _disk_errors_named(self) -> contextlib.AbstractContextManager[None]:
-        return storage.write_errors(self._folder, "; the checkpoints before are whole")
+        return storage.write_errors(self._folder, "; earlier checkpoints are intact")
 
 
 def check_name(folder: str | os.PathLike) -> None:
-    """Raises InputError when Orbax could write checkpoints to a folder and not read them again."""
+    """Raises InputError if Orbax could not read checkpoints from a folder of this name."""
     path = os.fspath(storage.absolute(folder))
     if wrong := [character for character in _PATTERN if character in path]:
         raise InputError(f"{path}: checkpoints cannot be read from a path with {wrong[0]!r} in it; choose another name")
 
 
 def best_step(metrics: Mapping[int, Mapping[str, Any]], metric: str) -> int | None:
-    """The step with the best value of a metric, of equal ones the last; None when none has a value.
+    """The step with the best value of a metric, the last of equal ones; None if no step has a value.
 
     Args:
-      metrics: by step, what was measured at it and, as strings and booleans, under which conditions; only those count
-        whose conditions are the last step's.
-      metric: a name of them; a loss is better when it is smaller, everything else when it is larger.
+      metrics: by step, its measurements and, as strings and booleans, their conditions. Only steps with the same
+        conditions as the last step are compared.
+      metric: the metric's name; smaller is better for a loss, larger for all others.
     """
     valued = {step: values for step, values in metrics.items() if isinstance(values.get(metric), (int, float))}
     if not valued:
@@ -193,18 +193,18 @@ def best_step(metrics: Mapping[int, Mapping[str, Any]], metric: str) -> int | No
 
 
 def restore(path: epath.Path, abstract: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a checkpoint that is whole: its items and its meta.
+    """Reads an intact checkpoint: its items and its meta.
 
     Args:
       path: the checkpoint's folder.
-      abstract: for each item to read, the tree of ShapeDtypeStructs (with shardings) that it must fit.
+      abstract: for each item to read, its tree of ShapeDtypeStructs (with shardings).
 
     Raises:
-      InputError: it is of another version, or does not fit.
+      InputError: the checkpoint has another version or does not match `abstract`.
     """
     meta = read_json(path / "meta" / "metadata")
     if meta["format_version"] != FORMAT_VERSION:
-        raise InputError(f"{path}: format_version {meta['format_version']}, this is {FORMAT_VERSION}")
+        raise InputError(f"{path}: has format_version {meta['format_version']}, but {FORMAT_VERSION} is needed")
     handler = ocp.StandardCheckpointHandler()
     try:
         items = {
@@ -217,15 +217,15 @@ def restore(path: epath.Path, abstract: Mapping[str, Any]) -> tuple[dict[str, An
 
 
 def load(path: str | os.PathLike, *, whole: bool = True) -> Model:
-    """Loads a model: of a run, finished or not, or of a converted or exported folder.
+    """Loads the model of a run, finished or not, or of a converted or exported folder.
 
     Args:
-      path: a converted or exported folder; or a work directory, whose best checkpoint by `config.best` is taken (the
-        newest when nothing was evaluated yet), with `@latest` behind it the newest, with `@STEP` that of a step.
+      path: a converted or exported folder; or a work directory, for its best checkpoint by `config.best` (the newest
+        if none was evaluated); append `@latest` for the newest, or `@STEP` for that step's.
       whole: refuses a backbone without a head.
 
     Raises:
-      InputError: the folder is missing, or holds no config, no such checkpoint, or only a backbone.
+      InputError: the folder is missing, has no config or no such checkpoint, or holds only a backbone.
     """
     folder, which = locate(path)
     config = stored_config(path)
@@ -244,15 +244,15 @@ def load(path: str | os.PathLike, *, whole: bool = True) -> Model:
         except InputError:
             if chosen.is_dir():
                 raise
-            continue  # the training deleted it meanwhile
+            continue  # the training deleted it in the meantime
         items = items.get("ema", items)
         average = ", moving averages" if config.get("ema") else ""
         return Model(config, items["params"], items["stats"], {}, f"{folder}, step {meta['step']}{average}")
-    raise InputError(f"{folder}: its checkpoints are replaced faster than they can be read")
+    raise InputError(f"{folder}: checkpoints are replaced faster than they can be read; try again")
 
 
 def locate(path: str | os.PathLike) -> tuple[epath.Path, str]:
-    """Splits PATH, PATH@best, PATH@latest or PATH@STEP into the folder and which checkpoint of it is meant."""
+    """Splits PATH, PATH@best, PATH@latest or PATH@STEP into the folder and the requested checkpoint."""
     folder, _, which = os.fspath(path).rpartition("@")
     if folder and (which in (BEST, LATEST) or which.isdecimal()) and not epath.Path(path).is_dir():
         return epath.Path(folder), which
@@ -260,7 +260,7 @@ def locate(path: str | os.PathLike) -> tuple[epath.Path, str]:
 
 
 def stored_config(path: str | os.PathLike) -> ConfigDict:
-    """The config that a work directory or a converted folder carries. Raises InputError when there is none, or half."""
+    """The config of a work directory or converted folder. Raises InputError if it is missing or incomplete."""
     folder, _ = locate(path)
     storage.check_bucket(folder)
     if not folder.is_dir():
@@ -274,7 +274,7 @@ def stored_config(path: str | os.PathLike) -> ConfigDict:
 
 
 def steps(folder: str | os.PathLike) -> list[int]:
-    """The steps of a run's checkpoints, ascending; those that are being written are not among them."""
+    """The steps of a run's checkpoints, ascending, without those being written."""
     path = epath.Path(folder)
     last = _COMMITTED if storage.in_bucket(folder) else _DIGESTS
     names = [child.name for child in path.iterdir()] if path.is_dir() else []
@@ -282,7 +282,7 @@ def steps(folder: str | os.PathLike) -> list[int]:
 
 
 def damage(folder: str | os.PathLike) -> str | None:
-    """What is wrong with a checkpoint's files, if anything; `AFTERWARDS` are not looked at."""
+    """A description of damage to a checkpoint's files, or None; `AFTERWARDS` are not checked."""
     try:
         expected, found = read_json(epath.Path(folder) / _DIGESTS), _digests(epath.Path(folder))
     except (InputError, FileNotFoundError) as error:
@@ -290,13 +290,13 @@ def damage(folder: str | os.PathLike) -> str | None:
     if not isinstance(expected, dict):
         return f"{_DIGESTS} holds no digests"
     wrong = [name for name in sorted({*expected, *found}) if expected.get(name) != found.get(name)]
-    return f"{len(wrong)} files are missing or not what was written, {wrong[0]} for one" if wrong else None
+    return f"{len(wrong)} files are missing or changed, e.g. {wrong[0]}" if wrong else None
 
 
 def _first_whole(folder: epath.Path, which: str, metric: str) -> tuple[int, list[int]] | None:
-    """The wanted checkpoint, or the first one behind it that is whole, and the damaged ones that were looked at.
+    """The requested checkpoint or, if damaged, the next intact one, and the damaged ones that were tried.
 
-    None when there is none. Raises InputError when none is whole, or the wanted step is not there or damaged.
+    None if there is no checkpoint. Raises InputError if none is intact, or the requested step is missing or damaged.
     """
     for _ in range(_ATTEMPTS):
         there = steps(folder)
@@ -313,14 +313,14 @@ def _first_whole(folder: epath.Path, which: str, metric: str) -> tuple[int, list
             if problem is None:
                 return step, damaged
             if not path.is_dir():
-                break  # the training deleted it meanwhile
+                break  # the training deleted it in the meantime
             damaged.append(step)
             if which.isdecimal():
                 raise InputError(f"{path} is damaged ({problem})")
             logger.warning("%s is damaged (%s); trying the next", path, problem)
         else:
-            raise InputError(f"{folder}: none of the checkpoints {there} can be read")
-    raise InputError(f"{folder}: the checkpoints are replaced faster than they can be read")
+            raise InputError(f"{folder}: all checkpoints are damaged: {', '.join(map(str, there))}")
+    raise InputError(f"{folder}: checkpoints are replaced faster than they can be read; try again")
 
 
 def _in_order(folder: epath.Path, there: list[int], which: str, metric: str) -> Iterable[int]:
@@ -332,7 +332,7 @@ def _in_order(folder: epath.Path, there: list[int], which: str, metric: str) -> 
 
 
 def _metrics(path: epath.Path) -> dict[str, Any]:
-    """What was measured at a checkpoint; nothing when it was not evaluated, or the file is damaged."""
+    """The metrics of a checkpoint; empty if it was not evaluated or the file is damaged."""
     try:
         metrics = read_json(path / _METRICS)
     except (InputError, FileNotFoundError):
@@ -362,7 +362,7 @@ def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _digests(folder: epath.Path) -> dict[str, str]:
-    """SHA-256 by name of all files of a checkpoint."""
+    """SHA-256 of each file of a checkpoint, by name."""
     digests = {}
     for path in sorted(storage.files_below(folder)):
         if path.name not in (_DIGESTS, *AFTERWARDS):

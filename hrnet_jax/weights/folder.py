@@ -1,10 +1,10 @@
-"""Converted folders: a model without its training.
+"""Converted folders: a model without training state.
 
     FOLDER/config.json          the config it was trained with
-    FOLDER/model.safetensors    one float32 array a name (`hrnet_jax.models.names`), kernels [height, width, in, out]
+    FOLDER/model.safetensors    float32 arrays by name (`hrnet_jax.models.names`), kernels [height, width, in, out]
 
-The int64 scalars `*.num_batches_tracked` of PyTorch's BatchNorm, which nothing here reads, are kept so that the way
-back is exact. A folder without `head.*` holds a backbone alone: it can initialise training (`config.init`).
+The int64 scalars `*.num_batches_tracked` of PyTorch's BatchNorm are kept, unused, so that converting back is exact. A
+folder without `head.*` holds only a backbone and can only initialise training (`config.init`).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ MODEL = "model.safetensors"
 
 
 class Model(NamedTuple):
-    """A model from disk.
+    """A model loaded from disk.
 
     Attributes:
-      config: what it was trained with.
+      config: the config it was trained with.
       params: parameters by canonical name.
       stats: batch statistics by canonical name.
-      extra: arrays that are neither.
-      origin: where it comes from, in words.
+      extra: other arrays.
+      origin: a description of where it was loaded from.
     """
 
     config: ConfigDict
@@ -51,19 +51,19 @@ class Model(NamedTuple):
 
     @property
     def has_head(self) -> bool:
-        """Whether this is a whole model, not only a backbone."""
+        """Whether the model has a head; without one it is only a backbone."""
         return any(name.startswith("head.") for name in self.params)
 
     def check(self) -> None:
-        """Raises InputError when the arrays are not of the config's model: keys may be overridden after loading."""
+        """Raises InputError if the arrays do not match the config, which may have been overridden after loading."""
         params, stats = state_dict(abstract_model(self.config.model))
         if problems := mismatches({**self.params, **self.stats}, {**params, **stats}):
             raise InputError(
-                f"{self.origin}: its arrays do not fit its config in {len(problems)} entries: {'; '.join(problems[:3])}"
+                f"{self.origin}: arrays do not fit the config in {len(problems)} entries: {'; '.join(problems[:3])}"
             )
 
     def digest(self) -> str:
-        """A SHA-256 of names and numbers; the same wherever, and in whatever form, the model lies."""
+        """A SHA-256 of names and values, independent of the storage format and place."""
         digest = hashlib.sha256()
         for name, array in sorted({**self.params, **self.stats}.items()):
             digest.update(f"{name} {array.shape} ".encode() + np.ascontiguousarray(array, np.float32).tobytes())
@@ -81,48 +81,48 @@ def new_folder(path: str | os.PathLike, config: ConfigDict, arrays: Mapping[str,
 
     Args:
       path: a folder that does not exist yet or is empty.
-      config: what the model was trained with.
+      config: the config the model was trained with.
       arrays: parameters and statistics (float32), and `num_batches_tracked`, by canonical name.
 
     Yields:
-      The folder under a temporary name, to write more files into.
+      The folder under a temporary name, to which more files can be written.
 
     Raises:
-      InputError: when the folder has content already, or cannot be written.
+      InputError: the folder is not empty, or cannot be written.
     """
     check_free(path)
     with storage.whole(path) as partial:
         partial.mkdir()
         (partial / "config.json").write_text(config_lib.to_json(config) + "\n")
-        # ascontiguousarray would turn scalars into vectors.
+        # np.ascontiguousarray would turn scalars into vectors.
         tensors = {name: np.array(array, order="C") for name, array in arrays.items()}
-        # One key: safetensors writes several in any order, and equal models should be equal files.
+        # A single key: safetensors writes several in arbitrary order, and equal models should give equal files.
         (partial / MODEL).write_bytes(save(tensors, {"format_version": str(FORMAT_VERSION)}))
         yield partial
 
 
 def save_folder(path: str | os.PathLike, config: ConfigDict, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a converted folder of nothing else, as `new_folder` does."""
+    """Writes a converted folder without further files, see `new_folder`."""
     with new_folder(path, config, arrays):
         pass
 
 
 def check_free(path: str | os.PathLike) -> None:
-    """Raises InputError when a path is no place for a new folder."""
+    """Raises InputError if a new folder cannot be written at a path."""
     storage.check_output(path, folder=True)
     if epath.Path(path).is_dir() and any(epath.Path(path).iterdir()):
-        raise InputError(f"{os.fspath(path)}: is not empty; remove it or take another --output")
+        raise InputError(f"{os.fspath(path)}: is not empty; remove it or choose another --output")
 
 
 def load_folder(path: str | os.PathLike) -> Model:
-    """Reads a folder. Raises InputError when it is missing, damaged, of another version or no converted folder."""
+    """Reads a converted folder. Raises InputError if it is missing, damaged, of another version or none."""
     if storage.in_bucket(path):
-        raise InputError(f"{os.fspath(path)}: converted folders are read from disks; copy it to one")
+        raise InputError(f"{os.fspath(path)}: converted folders cannot be read from buckets; copy it to a disk")
     path = pathlib.Path(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
     if not is_folder(path):
-        raise InputError(f"{path}: holds no {MODEL}; hrnet_jax.convert makes such a folder from PyTorch weights")
+        raise InputError(f"{path}: has no {MODEL}; create the folder from PyTorch weights with hrnet_jax.convert")
     try:
         with safe_open(path / MODEL, framework="np") as file:
             version = (file.metadata() or {}).get("format_version")
@@ -132,7 +132,8 @@ def load_folder(path: str | os.PathLike) -> Model:
         raise InputError(f"{path / MODEL}: damaged or truncated ({line})") from None
     if version != str(FORMAT_VERSION):
         raise InputError(
-            f"{path / MODEL}: format_version {version}, this is {FORMAT_VERSION}; hrnet_jax.convert reads it"
+            f"{path / MODEL}: has format_version {version}, but {FORMAT_VERSION} is needed; convert it again with "
+            "hrnet_jax.convert"
         )
     config = config_lib.from_json(path / "config.json")
     extra = {name: array for name, array in arrays.items() if name.endswith(".num_batches_tracked")}

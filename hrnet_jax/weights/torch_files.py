@@ -1,9 +1,9 @@
-"""PyTorch checkpoint files -> NumPy arrays without PyTorch, and back.
+"""Converts PyTorch checkpoint files to NumPy arrays without PyTorch, and back.
 
-A `.pth` file is a pickle, and unpickling runs whatever the file says. Here it runs nothing: every global that the
-pickle names becomes a `Symbol` that only remembers what it was called with. Tensors are then rebuilt from the few
-symbols that describe them; a state dict that needs any other is refused. What stands beside the state dict
-(`meta` with its NumPy and mmengine objects) is never looked at.
+A `.pth` file is a pickle, and unpickling can run arbitrary code. Here it runs none: every global named in the pickle
+becomes a `Symbol`, which only stores its arguments. Tensors are rebuilt from the few symbols that describe them; a
+state dict that needs any other is refused. Entries beside the state dict (`meta` with NumPy and mmengine objects) are
+ignored.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from data_pipelines.errors import InputError
 
 Tensors = dict[str, np.ndarray]
 
-# The first pickle of a file in the format before PyTorch 1.6.
+# The first pickle in a file of the format before PyTorch 1.6.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-MIN_TORCH = (2, 10)  # as the extra `torch` in setup.cfg, which says why
+MIN_TORCH = (2, 10)  # as in the extra `torch` in setup.cfg, which gives the reason
 
 _STATE_DICT = "state_dict"
 _DTYPES = {
@@ -52,18 +52,18 @@ _PARAMETER = "torch._utils._rebuild_parameter"
 
 
 def read(path: str | os.PathLike, entry: str = _STATE_DICT) -> Tensors:
-    """Reads a state dict: a `.safetensors` file, or what `torch.save` wrote, of today or from before PyTorch 1.6.
+    """Reads a state dict from a `.safetensors` file or a `torch.save` file, current or from before PyTorch 1.6.
 
     Args:
       path: the file.
-      entry: of a pickled file's content. Nothing is found where it is missing, except that a file without the entry
-        `state_dict` is one as a whole.
+      entry: the entry of a pickled file to read. If it is missing, the result is empty, except that a file without
+        `state_dict` is itself read as a state dict.
 
     Returns:
-      The arrays by the file's own names, in its order and PyTorch's layouts.
+      The arrays by their names in the file, in the file's order and PyTorch's layouts.
 
     Raises:
-      InputError: the file is missing, truncated or of another format, holds no state dict, or needs code to load.
+      InputError: the file is missing, truncated or of another format, has no state dict, or needs code to load.
     """
     path = pathlib.Path(path)
     check_regular(path)
@@ -78,7 +78,7 @@ def read(path: str | os.PathLike, entry: str = _STATE_DICT) -> Tensors:
         return read_safetensors(path) if entry == _STATE_DICT else {}
     if not start:
         raise InputError(f"{path}: is empty")
-    # A stray byte can break a pickle in any way; whatever it is, the file is to blame.
+    # A single wrong byte can raise any exception while unpickling; all of them mean a damaged file.
     try:
         if start.startswith(b"PK"):
             return _read_zip(path, entry)
@@ -89,25 +89,25 @@ def read(path: str | os.PathLike, entry: str = _STATE_DICT) -> Tensors:
     except Exception as error:
         raise InputError(f"{path}: damaged or truncated ({_line(error)})") from None
     if start.startswith(b"\x80"):
-        raise InputError(f"{path}: a pickle that torch.save did not write; it is not loaded, since that runs its code")
+        raise InputError(f"{path}: a pickle not written by torch.save; it is not loaded, because that runs its code")
     raise InputError(
-        f"{path}: of unknown format; a .safetensors file or one that torch.save wrote is needed (a tar archive of "
-        "PyTorch 0.1 must be saved again)"
+        f"{path}: of unknown format; a .safetensors or torch.save file is needed (save a tar archive of PyTorch 0.1 "
+        "again with a newer PyTorch)"
     )
 
 
 def read_safetensors(path: str | os.PathLike) -> Tensors:
-    """Reads a `.safetensors` file. Raises InputError when it is missing, damaged or truncated."""
+    """Reads a `.safetensors` file. Raises InputError if it is missing, damaged or truncated."""
     try:
         return load_file(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a whole .safetensors file ({_line(error)})") from None
+        raise InputError(f"{path}: damaged or truncated .safetensors file ({_line(error)})") from None
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raises InputError unless `write` can make such a file: of a known suffix and with what it takes installed."""
+    """Raises InputError unless `write` can write this file: known suffix, and PyTorch installed if needed."""
     storage.check_output(path)
     suffix = pathlib.PurePath(path).suffix
     if suffix not in (".safetensors", ".pth", ".pt"):
@@ -117,15 +117,15 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], nested: bool = False) -> None:
-    """Writes a state dict, as `storage.whole` does.
+    """Writes a state dict atomically (`storage.whole`).
 
     Args:
-      path: ends in `.safetensors`, or in `.pth` or `.pt`, which takes PyTorch.
+      path: ends in `.safetensors`, or in `.pth` or `.pt`, which need PyTorch.
       tensors: arrays by name, in PyTorch's layouts.
-      nested: puts a pickled state dict beside a `meta`, as MMPose does.
+      nested: pickles a dict of `state_dict` and `meta`, as MMPose does.
 
     Raises:
-      InputError: for another suffix, a place that cannot be written, or when PyTorch is missing or older than 2.10.
+      InputError: the suffix is unknown, the path cannot be written, or PyTorch is missing or older than 2.10.
     """
     check_writable(path)
     tensors = {name: np.array(array, order="C") for name, array in tensors.items()}
@@ -143,21 +143,21 @@ def _torch(path: str | os.PathLike) -> Any:
         import torch
     except ImportError:
         raise InputError(
-            f"{path}: writing it takes PyTorch: pip install hrnet-jax[torch]; or take .safetensors"
+            f"{path}: writing it needs PyTorch: pip install hrnet-jax[torch]; or choose a .safetensors file"
         ) from None
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < MIN_TORCH:
         raise InputError(
-            f"{path}: PyTorch {torch.__version__} is installed, writing takes 2.10 or newer: "
+            f"{path}: PyTorch {torch.__version__} is installed, but writing needs 2.10 or newer: "
             "pip install -U hrnet-jax[torch]"
         )
     return torch
 
 
 class Symbol:
-    """A global of a pickle, and as its instances the calls of it: inert, remembering the arguments.
+    """A global of a pickle; its instances are calls of it. It stores the arguments and runs nothing.
 
-    The unpickler makes one subclass a global and file. It can be called, built, extended and filled; nothing happens.
+    The unpickler makes one subclass per global and file. Calling, building, extending and filling it has no effect.
     """
 
     name = ""
@@ -176,23 +176,23 @@ class Symbol:
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
     def append(self, value: Any) -> None:
-        """Does nothing, as for a list's items."""
+        """Does nothing; unpickling a list calls it."""
 
     def extend(self, values: Any) -> None:
-        """Does nothing, as for a list's items."""
+        """Does nothing; unpickling a list calls it."""
 
     def add(self, value: Any) -> None:
-        """Does nothing, as for a set's items."""
+        """Does nothing; unpickling a set calls it."""
 
 
 class OrderedDict(dict):
-    """What `collections.OrderedDict` becomes; the attributes that a pickle sets (`_metadata`) are dropped."""
+    """Replaces `collections.OrderedDict`; attributes set by a pickle (`_metadata`) are dropped."""
 
     def __setstate__(self, state: Any) -> None: ...
 
 
 class Storage(NamedTuple):
-    """A reference to the file's raw numbers: the kind of storage, its key, and how many there are."""
+    """A reference to raw numbers in the file: the kind of storage, its key and the number of elements."""
 
     kind: str
     key: str
@@ -200,7 +200,7 @@ class Storage(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Turns globals into symbols; nothing from outside of this module can be reached."""
+    """Turns globals into symbols; nothing outside this module can be reached."""
 
     def __init__(self, path: pathlib.Path, file: io.BufferedIOBase):
         super().__init__(file, encoding="utf-8", errors="replace")
@@ -219,7 +219,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         _, kind, key, _, count, *view = pid
         if any(view):
-            raise InputError(f"{self._path}: holds views of storages; save it again with a newer PyTorch")
+            raise InputError(f"{self._path}: has views of storages; save it again with a newer PyTorch")
         self.storages[str(key)] = storage = Storage(kind.name, str(key), int(count))
         return storage
 
@@ -228,16 +228,16 @@ def _read_zip(path: pathlib.Path, entry: str) -> Tensors:
     with zipfile.ZipFile(path) as file:
         pickles = [name for name in file.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
-            raise InputError(f"{path}: a zip archive, but none that torch.save wrote (it has no data.pkl)")
+            raise InputError(f"{path}: a zip archive, but not one that torch.save wrote (it has no data.pkl)")
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in file.namelist() and file.read(f"{folder}byteorder") != b"little":
-            raise InputError(f"{path}: written on a big-endian machine; save it again on another")
+            raise InputError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
         content = _Unpickler(path, io.BytesIO(file.read(pickles[0]))).load()
         return _rebuild(path, content, entry, lambda storage: file.read(f"{folder}data/{storage.key}"))
 
 
 def _read_legacy(path: pathlib.Path, entry: str) -> Tensors:
-    """Magic number, protocol, system, content and keys as pickles, then every storage: its count and its numbers."""
+    """Reads magic number, protocol, system, content and keys as pickles, then each storage's count and numbers."""
     with open(path, "rb") as file:
         for _ in range(3):
             _Unpickler(path, file).load()
@@ -261,9 +261,9 @@ def _rebuild(path: pathlib.Path, content: Any, entry: str, read_storage: Callabl
     elif entry != _STATE_DICT:
         return {}
     if isinstance(content, Symbol):
-        raise InputError(f"{path}: {content.name} would have to run to load it; a file that needs code is refused")
+        raise InputError(f"{path}: loading it would run {content.name}; a file that needs code is refused")
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path}: holds no state dict (names -> tensors)")
+        raise InputError(f"{path}: holds no state dict (a dict of names and tensors)")
 
     arrays: dict[Storage, np.ndarray] = {}
 
@@ -280,17 +280,17 @@ def _rebuild(path: pathlib.Path, content: Any, entry: str, read_storage: Callabl
         if isinstance(value, Symbol) and value.name == _PARAMETER:
             value = value.args[0]
         if not isinstance(value, Symbol):
-            raise InputError(f"{path}: {name!r} is no tensor but {type(value).__name__}")
+            raise InputError(f"{path}: {name!r} is not a tensor but {type(value).__name__}")
         if value.name not in _REBUILD or not isinstance(value.args[0], Storage):
             code = value.name if value.name not in _REBUILD else getattr(value.args[0], "name", "something else")
-            raise InputError(f"{path}: {name!r} needs {code} to load; a file that needs code is refused")
+            raise InputError(f"{path}: loading {name!r} would run {code}; a file that needs code is refused")
         storage, offset, shape, strides = value.args[:4]
         tensors[name] = _view(storage_of(storage), offset, shape, strides)
     return tensors
 
 
 def _view(numbers: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray:
-    """The strided tensor in a storage. Raises ValueError when it is not within."""
+    """A strided view of a tensor in its storage. Raises ValueError if it is not within the storage."""
     ends = [(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]
     if min((offset, *shape, *strides)) < 0 or math.prod(shape) > numbers.size:
         raise ValueError(f"a tensor {shape} with strides {strides} does not fit a storage of {numbers.size}")
@@ -302,7 +302,7 @@ def _view(numbers: np.ndarray, offset: int, shape: tuple[int, ...], strides: tup
 
 def _dtype(path: pathlib.Path, storage: Storage) -> np.dtype:
     if storage.kind not in _DTYPES:
-        raise InputError(f"{path}: holds a {storage.kind}, which is not a kind of numbers that weights have")
+        raise InputError(f"{path}: holds a {storage.kind}, which is not a supported number type")
     return _DTYPES[storage.kind]
 
 
