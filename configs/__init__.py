@@ -1,1 +1,1 @@
-"""Experiments, one file a family."""
+"""Experiments, one file per family."""

@@ -1,11 +1,11 @@
-"""AI Challenger's 14 keypoints from AI Challenger alone.
+"""Trains on AI Challenger's 14 keypoints, with AI Challenger only.
 
     python -m hrnet_jax.train --config configs/aic.py --workdir runs/aic \
         --config.data.root=DATA --config.init=hrnet_w32-36af842e
 
 Expected, HRNet-W32 256x192 on AIC's validation set with its annotated boxes: AP 0.323 (MMPose's checkpoint of
-2020-08-26, hrnet_aic.md); AIC's small sigmas make it look low. Not trained here to the end: see the README for what
-was verified. Variants: configs/common.py.
+2020-08-26, hrnet_aic.md); the AP is low because AIC's sigmas are small. Not trained to completion here; the README
+lists what was verified. Variants: configs/common.py.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The recipe td-hm_hrnet-w32_8xb64-210e_aic-256x192 and, by `arg`, its variants."""
+    """The recipe td-hm_hrnet-w32_8xb64-210e_aic-256x192; `arg` selects variants."""
     c = common.recipe(arg, keypoints="aic", train=common.train_sources("aic"), evaluate=common.AIC_VAL)
-    c.eval.use_area = False  # AIC annotates none
+    c.eval.use_area = False  # AIC has no area annotations
     return c

@@ -1,12 +1,12 @@
-"""The 19-keypoint union of COCO and AI Challenger, from both; evaluated on COCO's 17.
+"""Trains on the 19-keypoint union of COCO and AI Challenger, with both; evaluates on COCO's 17.
 
     python -m hrnet_jax.train --config configs/coco_aic_combine.py --workdir runs/combine \
         --config.data.root=DATA --config.init=hrnet_w32-36af842e
 
 Expected, HRNet-W32 256x192 on COCO val2017 with person boxes of AP 56.4: AP 0.756 (MMPose's checkpoint of 2022-10,
-hrnet_coco_aic.md). Not trained here to the end: see the README for what was verified. Variants: configs/common.py.
+hrnet_coco_aic.md). Not trained to completion here; the README lists what was verified. Variants: configs/common.py.
 
-The same model on AIC's 14, which are among its 19:
+To evaluate the same model on AIC's 14 keypoints, a subset of the 19:
 
     AIC=aic/ai_challenger_keypoint_validation_20170911/keypoint_validation
     python -m hrnet_jax.evaluate --checkpoint runs/combine --output runs/combine/aic --config.data.eval.boxes= \
@@ -20,5 +20,5 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The recipe td-hm_hrnet-w32_8xb64-210e_coco-aic-256x192-combine and, by `arg`, its variants."""
+    """The recipe td-hm_hrnet-w32_8xb64-210e_coco-aic-256x192-combine; `arg` selects variants."""
     return common.recipe(arg, keypoints="coco_aic", train=common.train_sources("coco", "aic"), evaluate=common.COCO_VAL)

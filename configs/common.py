@@ -1,6 +1,6 @@
-"""The reference's recipe, and the arguments that all recipes take.
+"""MMPose's recipe, and the variants of all recipes.
 
-A config file returns `recipe(...)` with what is its own. An argument after the file's name picks variants, separated
+A config file returns `recipe(...)` with its own settings. An argument after the file name selects variants, separated
 by commas: `configs/coco.py:w48,384x288,udp` or `configs/coco.py:runlocal`.
 """
 
@@ -19,14 +19,14 @@ VARIANTS = {
     "dark": "unbiased encoding and DARK decoding (Zhang et al. 2020)",
     "udp": "unbiased data processing (Huang et al. 2020)",
     "udp_combined": "UDP with offset maps",
-    "photometric": "random brightness, contrast, saturation, hue and order of channels",
+    "photometric": "random brightness, contrast, saturation, hue and channel order",
     "coarse_dropout": "black rectangles in half of the crops",
     "grid_mask": "a grid of black squares in half of the crops",
-    "bf16": "bfloat16 compute (the default on TPU and GPU is set by config.model.dtype)",
-    "runlocal": "shrinks everything to a laptop: a tiny network, 64x64 inputs, batches of 16, two epochs",
+    "bf16": "bfloat16 compute (the default is float32 on every device)",
+    "runlocal": "laptop size: a tiny network, 64x64 inputs, batches of 16, two epochs",
 }
 
-# Of each of these there is one.
+# At most one of each group may be given.
 _ALTERNATIVES = (("w32", "w48"), ("256x192", "384x288"), ("msra", "dark", "udp", "udp_combined"))
 
 COCO_TRAIN = {
@@ -68,8 +68,8 @@ def recipe(
 
     Args:
       arg: variants from `VARIANTS`, separated by commas.
-      keypoints: the set of keypoints that the network puts out, or its name; docs/own-data.md has a set of one's own.
-      train: sources by name, each with its annotations, images (both relative to `data.root`) and keypoint set.
+      keypoints: the keypoint set that the network predicts, or its name; docs/own-data.md defines a custom set.
+      train: sources by name, each with annotations, images (both relative to `data.root`) and keypoint set.
       evaluate: the evaluation set: annotations, images, keypoint set, detector boxes ("" for annotated boxes).
     """
     variants = parse(arg)
@@ -80,25 +80,25 @@ def recipe(
     c = ConfigDict()
     c.seed = 0
     c.epochs = 210
-    c.batch_size = 512  # over all devices
+    c.batch_size = 512  # global batch, over all devices
     c.cache_dir = cache_dir  # annotation indexes and compiled programs; "": `cache` in the work directory
-    c.devices = 0  # how many of the devices take part; 0: all of all hosts
-    c.accumulate = 1  # parts of a batch whose gradients are computed one after the other
-    c.ema = 0.0  # decay of moving averages of the weights, which are then evaluated; 0: none
-    c.best = "AP"  # what the best checkpoint has the most of; or "loss", of which it has the least
-    c.accept_changed_data = False  # continue a run on other data than it began with; its checkpoints tell
-    c.max_skipped = 10  # steps whose loss or gradients may be not finite before a run is aborted
-    c.profile = (0, 0)  # first and last step of a trace for TensorBoard
-    c.init = ""  # a converted folder whose backbone initialises training; "" starts from random weights
+    c.devices = 0  # number of devices to use; 0: all devices of all hosts
+    c.accumulate = 1  # number of parts in which a batch's gradients are computed
+    c.ema = 0.0  # decay of the weights' moving averages, which evaluation then uses; 0: none
+    c.best = "AP"  # metric of the best checkpoint: the highest value, or the lowest of "loss"
+    c.accept_changed_data = False  # allows a run to continue on changed data; checkpoints record it
+    c.max_skipped = 10  # steps with non-finite loss or gradients before the run is aborted
+    c.profile = (0, 0)  # first and last step of a TensorBoard trace; (0, 0): none
+    c.init = ""  # a converted folder whose backbone initialises training; "": random weights
 
     c.model = ConfigDict()
     c.model.variant = "w32"
     c.model.keypoints = keypoint_set
     c.model.maps_per_keypoint = 1
     c.model.dtype = "float32"
-    c.model.group_size = 64  # samples that share BatchNorm statistics; 0: the whole batch
-    c.model.pack = False  # columns side by side in a TPU's lanes: less memory traffic below 128 images a chip
-    c.model.scan = False  # equal blocks and modules as loops: a third of the compiling, more memory
+    c.model.group_size = 64  # samples that share BatchNorm statistics; 0: the complete batch
+    c.model.pack = False  # packs columns into a TPU's lanes: less memory traffic below 128 images per chip
+    c.model.scan = False  # identical blocks and modules as loops: a third of the compile time, more memory
 
     c.codec = ConfigDict()
     c.codec.name = "msra"
@@ -107,15 +107,15 @@ def recipe(
 
     c.data = ConfigDict()
     c.data.root = "data"
-    c.data.format = "files"  # or "tfds": what data_pipelines.prepare made, found at each source's `prepared`
+    c.data.format = "files"  # or "tfds": the records of data_pipelines.prepare in each source's `prepared`
     c.data.cache_dir = cache_dir
     c.data.input_size = input_size
     c.data.keypoints = keypoint_set
     c.data.warp = "msra"
     c.data.train = ConfigDict(train)
     c.data.eval = ConfigDict(evaluate)
-    c.data.mix = ConfigDict({name: 0.0 for name in train})  # weights of the sources; all 0: everybody once an epoch
-    c.data.epoch_size = 0  # samples that count as an epoch of a weighted mix
+    c.data.mix = ConfigDict({name: 0.0 for name in train})  # weights of the sources; all 0: each person once per epoch
+    c.data.epoch_size = 0  # samples per epoch of a weighted mix
     c.data.augment = ConfigDict()
     c.data.augment.flip = 0.5
     c.data.augment.half_body = 0.3
@@ -124,13 +124,13 @@ def recipe(
     c.data.augment.scale = 0.5  # views of 0.5 to 1.5 times the padded box
     c.data.augment.rotation = 80.0  # degrees
     c.data.augment.rotation_probability = 0.6
-    c.data.augment.photometric = 0.0  # probability, as the next two
+    c.data.augment.photometric = 0.0  # probability, as are the next two
     c.data.augment.coarse_dropout = 0.0
     c.data.augment.grid_mask = 0.0
-    c.data.max_unreadable = 0.01  # share of samples that may be replaced before training stops
+    c.data.max_unreadable = 0.01  # share of unreadable samples above which training stops
     c.data.loader = ConfigDict()
     c.data.loader.threads = 16
-    c.data.loader.workers = 0  # processes beside the threads of this one
+    c.data.loader.workers = 0  # worker processes; 0: threads of this process only
 
     c.optimizer = ConfigDict()  # Adam; no weight decay
     c.optimizer.learning_rate = 5e-4
@@ -160,19 +160,19 @@ def recipe(
 
 
 def parse(arg: str | None) -> list[str]:
-    """Splits a config argument; raises ValueError for a variant that is unknown and for two that contradict."""
+    """Splits a config argument; raises ValueError for an unknown variant and for two of one group."""
     variants = [part for part in (arg or "").split(",") if part]
     if unknown := [variant for variant in variants if variant not in VARIANTS]:
         raise ValueError(f"unknown variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
     for alternatives in _ALTERNATIVES:
         if len(given := sorted({*variants} & {*alternatives})) > 1:
             raise ValueError(f"variants {' and '.join(given)} contradict each other; give one of them")
-    # What shrinks the experiment comes last.
+    # `runlocal` is applied last.
     return sorted(variants, key=list(VARIANTS).index)
 
 
 def train_sources(*names: str) -> dict[str, dict[str, str]]:
-    """The training sources of those names, `coco` and `aic`."""
+    """The training sources with the given names, `coco` or `aic`."""
     known: dict[str, dict[str, str]] = {"coco": COCO_TRAIN, "aic": AIC_TRAIN}
     return {name: known[name] for name in names}
 
@@ -190,7 +190,7 @@ def _384x288(c: ConfigDict) -> None:
 
 def _dark(c: ConfigDict) -> None:
     c.codec.name = "dark"
-    c.codec.blur_kernel = 11  # at 384x288 too, as published
+    c.codec.blur_kernel = 11  # also at 384x288, as published
 
 
 def _udp(c: ConfigDict) -> None:

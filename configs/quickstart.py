@@ -3,9 +3,9 @@
     python -m data_pipelines.synthetic --root runs/synthetic
     python -m hrnet_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
-`make quickstart` runs these and more. A few minutes on two CPU cores. The recipe is coco_aic_merge's; what differs
-is the size of everything, and the UDP codec, whose sub-cell decoding a small input needs: quarter-cell decoding at
-this size caps the AP far below 1.
+`make quickstart` runs these and other commands in a few minutes on two CPU cores. The recipe is that of coco_aic_merge
+with smaller settings and the UDP codec: at this input size quarter-cell decoding would limit AP to far below 1, and UDP
+decodes to fractions of a cell.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from configs import common
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The quickstart's config. It takes no variants: it sets most of what they do."""
+    """The quickstart's config. It has no variants, because it sets most of their keys itself."""
     if arg:
         raise ValueError(f"unknown variant {arg}; the quickstart has none, configs/coco_aic_merge.py has")
     c = common.recipe("udp", keypoints="coco", train=common.train_sources("coco", "aic"), evaluate=common.COCO_VAL)
@@ -28,7 +28,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup_steps = 100
     c.optimizer.milestones = (9, 11)
-    # Fewer and gentler views than the recipe's: there are minutes to see them in, not days.
+    # Weaker augmentation than the recipe's, because training takes minutes, not days.
     c.data.augment.half_body = 0.0
     c.data.augment.rotation = 20.0
     c.data.augment.scale = 0.2

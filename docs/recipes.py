@@ -1,4 +1,4 @@
-"""Writes docs/recipes.md from docs/recipes.json, the record of all recipes and published results.
+"""Writes docs/recipes.md from docs/recipes.json, which lists all recipes and published results.
 
 python docs/recipes.py
 """
@@ -15,34 +15,34 @@ _HEAD = """\
 <!-- Written by docs/recipes.py from docs/recipes.json; change those. -->
 # Recipes
 
-All 20 HRNet configs of MMPose 1.3.2 and what was published for them: on COCO val2017 with the boxes of a person
-detector of AP 56.4 and with the flip test; for AIC on its validation set with annotated boxes. One config may have
-several rows: one for each published checkpoint, by its date.
+All 20 HRNet configs of MMPose 1.3.2 and their published results: on COCO val2017 with the boxes of a person detector of
+AP 56.4 and with the flip test; for AIC on its validation set with annotated boxes. A config has one row per published
+checkpoint, identified by date.
 
-**None of these has been trained to the end here, and no published checkpoint has been run.** What stands behind each
-is in the last column, explained [below](#verified).
+**No recipe was trained to completion here, and no published checkpoint was run.** The last column lists what was
+verified; the terms are explained [below](#verified).
 """
 _COMMANDS = """\
 ## Commands
 
-`DATA` holds `coco/` and `aic/` in their usual layouts. What training starts from is a converted folder; the ImageNet
-backbones lie where MMPose's configs name them, below `https://download.openmmlab.com/mmpose/pretrain_models/`:
+`DATA` contains `coco/` and `aic/` in their usual layouts. Training starts from a converted folder. MMPose's configs
+name the ImageNet backbones below `https://download.openmmlab.com/mmpose/pretrain_models/`:
 
 ```
 wget https://download.openmmlab.com/mmpose/pretrain_models/hrnet_w32-36af842e.pth
 python -m hrnet_jax.convert --input hrnet_w32-36af842e.pth --config configs/coco.py:w32 --output hrnet_w32-36af842e
 ```
 
-and W48's with `configs/coco.py:w48`. The three with other augmentations start from the backbone of the plain W32, as
-in the reference: its published checkpoint (the config's page in MMPose's model zoo links it), converted in the same
-way. (Neither was downloaded here.)
+and W48's with `configs/coco.py:w48`. As in MMPose, the three recipes with other augmentations start from the backbone
+of the plain W32 recipe: its published checkpoint (linked in MMPose's model zoo), converted in the same way. (Neither
+file was downloaded here.)
 """
 
 
 def render(record: dict[str, Any]) -> str:
     """The page for a record."""
     rows = [
-        "| Reference config | `--config` | Checkpoint | AP | AP50 | AP75 | AR | AR50 | Reproduced | Verified |",
+        "| MMPose config | `--config` | Checkpoint | AP | AP50 | AP75 | AR | AR50 | Reproduced | Verified |",
         "| :-- | :-- | :-- | --: | --: | --: | --: | --: | :-- | :-- |",
     ]
     commands = []
