@@ -31,7 +31,7 @@ import optax
 from etils import epath
 
 from hrnet_jax.config import from_json
-from hrnet_jax.mesh import create_mesh, on_mesh
+from hrnet_jax.mesh import create_mesh, on_mesh, replicated
 from hrnet_jax.models import create_model, state_dict
 from hrnet_jax.training import metrics
 from hrnet_jax.training.step import start, to_items
