@@ -46,7 +46,7 @@ import select, sys
 from hrnet_jax.weights import checkpoint
 from data_pipelines.errors import InputError
 loads = 0
-while not select.select([sys.stdin], [], [], 0)[0]:
+while not select.select([sys.stdin], [], [], 0.5)[0]:
     try:
         checkpoint.load(sys.argv[1])
         loads += 1
