@@ -41,7 +41,7 @@ from hrnet_jax.weights import checkpoint
 
 _SUMMED = ("loss", "learning_rate", "gradient_norm")
 # Folders of a work directory that are not searched for evaluations, and the search depth.
-_OTHERS = {"checkpoints", "best", "cache", "tensorboard", "profile", "metrics"}
+_OTHERS = {"checkpoints", "cache", "logs", "tensorboard", "profile", "metrics"}
 _DEPTH = 3
 
 Records = list[dict[str, float]]
