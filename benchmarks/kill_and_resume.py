@@ -37,7 +37,7 @@ from hrnet_jax.training import metrics
 from hrnet_jax.training.step import start, to_items
 from hrnet_jax.weights import checkpoint
 
-EVALUATED = 10  # epochs from one evaluation to the next
+EVALUATED = 4  # epochs from one evaluation to the next
 SAVING = "*.orbax-checkpoint-tmp*"
 
 # Loads a run's best checkpoint again and again until its input ends, then tells how often.
@@ -58,7 +58,7 @@ print(loads)
 
 
 def command(root: pathlib.Path, workdir: pathlib.Path, epochs: int) -> list[str]:
-    """The run: short epochs, each saved, every tenth evaluated."""
+    """The run: short epochs, each saved, every fourth evaluated."""
     overrides = {
         "epochs": epochs,
         "log_every": 5,
@@ -183,14 +183,14 @@ def main() -> None:
     parser.add_argument("--root", type=pathlib.Path, required=True, help="COCO + AIC, laid out like the recipes'")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=0, help="of the run; default: three for each kill, 120 at least")
+    parser.add_argument("--epochs", type=int, default=0, help="of the run; default: two for each kill, 120 at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.output, ignore_errors=True)
     arguments.output.mkdir(parents=True)
     rng = random.Random(arguments.seed)
-    epochs = arguments.epochs or max(120, 3 * arguments.kills)
+    epochs = arguments.epochs or max(120, 2 * arguments.kills)
 
     whole = Run(arguments.root, arguments.output / "whole", epochs=epochs)
     while whole.running() and whole.step() < 0:
