@@ -572,7 +572,7 @@ def test_a_work_directory_converts_and_initialises(tmp_path):
     checkpoints.save(1, {"params": params, "stats": stats}, {})
     checkpoints.close()
     origin = convert.to_torch(tmp_path / "run", "mmpose", tmp_path / "x.safetensors")
-    assert origin == f"{tmp_path}/run/checkpoints, step 1"
+    assert origin == f"{tmp_path}/run, step 1"
     tensors = load_file(tmp_path / "x.safetensors")
     assert sum(name.endswith("num_batches_tracked") for name in tensors) == len(stats) / 2
     model = create_model(config.model)

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hrnet_jax.inference.steps.example import Model
 from safetensors.numpy import load_file, save_file
 
 from configs import common
@@ -24,6 +23,7 @@ from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
 from hrnet_jax.export import FACTS, TOLERANCE, deviation, export
+from hrnet_jax.inference.example import Model
 from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict
 from hrnet_jax.models.fold import fold

@@ -375,7 +375,6 @@ def test_files_beside_and_files_missing(copy):
     ("file", "content", "message"),
     [
         ("metrics.json", b"{", r"metrics\.json: not JSON"),
-        ("metrics.jsonl", b"\xff\xfe", r"metrics\.jsonl: not text"),
         ("config.json", b"[]", r"config\.json: not a config"),
     ],
 )

@@ -72,9 +72,9 @@ def test_loops_train_like_modules_in_a_row(steps):
         assert scan.stats[name].shape == array.shape
         assert relative(scan.stats[name], array) < 1e-4, name
     for name, array in plain.params.items():
-        assert relative(scan.params[name], array) < 1e-3, name
+        assert relative(scan.params[name], array) < 5e-3, name
     for name, array in plain.opt_state[0].mu.items():
-        assert relative(scan.opt_state[0].mu[name], array) < 1e-3, name
+        assert relative(scan.opt_state[0].mu[name], array) < 5e-3, name
 
 
 def test_stacking_and_back_is_exact():
