@@ -71,7 +71,7 @@ def test_decode_matches_reference(shared, key):
     np.testing.assert_allclose(scores, expected("scores"), rtol=1e-6, atol=1e-5)
     # Where the score is not above 0 MMPose's UDP decoders return NaN or another map's numbers.
     compare = (expected("scores") > 0) | (codec.warp == "msra")
-    # Where a map is flat, decoding magnifies rounding, which processors do differently: 5.7e-3 px in one of 366 was seen.
+    # Where a map is flat, decoding magnifies rounding, which hangs on the processor: 5.7e-3 px in one of 366 was seen.
     off = np.abs(keypoints[compare] - expected("keypoints")[compare])
     assert (off <= 1e-3).mean() > 0.995
     assert off.max() <= 1e-2
