@@ -183,14 +183,15 @@ def main() -> None:
     parser.add_argument("--root", type=pathlib.Path, required=True, help="COCO + AIC, laid out like the recipes'")
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=0, help="of the run; default: two for each kill, 120 at least")
+    parser.add_argument("--epochs", type=int, default=0, help="of the run; default: one for each kill, 120 at least")
+    parser.add_argument("--minutes", type=float, default=1e9, help="after which no more kills follow")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     arguments = parser.parse_args()
     shutil.rmtree(arguments.output, ignore_errors=True)
     arguments.output.mkdir(parents=True)
     rng = random.Random(arguments.seed)
-    epochs = arguments.epochs or max(120, 2 * arguments.kills)
+    epochs = arguments.epochs or max(120, arguments.kills)
 
     whole = Run(arguments.root, arguments.output / "whole", epochs=epochs)
     while whole.running() and whole.step() < 0:
@@ -209,7 +210,10 @@ def main() -> None:
     workdir = arguments.output / "killed"
     line = [sys.executable, "-c", _READER, str(workdir)]
     reader = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    killing = time.monotonic()
     for number, kind in enumerate(kinds):
+        if time.monotonic() - killing > 60 * arguments.minutes:
+            break
         run = Run(arguments.root, workdir, epochs=epochs)
         kill = kill_once(run, kind, rng, steps_per_epoch, last_step, to_first_step)
         if kill is None:
