@@ -21,8 +21,11 @@ Path = str | os.PathLike[str]
 # AIC's file says 1 visible, 2 occluded, 3 absent; COCO says 2, 1, 0.
 _AIC_VISIBILITY = np.array([0, 2, 1, 0], np.float64)
 
+# What is kept of a person's record; polygons would take ten times the memory.
+_FIELDS = ("id", "image_id", "category_id", "bbox", "area", "keypoints", "num_keypoints", "iscrowd")
+
 # People whose records are in memory together.
-_CHUNK = 8192
+_CHUNK = 1024
 
 
 class People(Records):
@@ -112,7 +115,7 @@ class AnnotationFile:
             if key == "annotations":
                 if not self.images:  # the list of images comes later
                     self.read_images()
-                batch.append(piece)
+                batch.append({k: piece[k] for k in _FIELDS if k in piece} if isinstance(piece, Mapping) else piece)
             elif key == "categories":
                 self.categories.append(self._id("category", len(self.categories), piece))
             elif key == "":
@@ -169,6 +172,8 @@ class AnnotationFile:
             self.images[number] = f"{name}.jpg" if isinstance(name, int | str) else name
 
     def _id(self, kind: str, position: int, piece: Any) -> int:
+        if isinstance(piece, dict) and type(piece.get("id")) is int and abs(piece["id"]) < 2**63:
+            return piece["id"]
         record = Records([piece], lambda i, _: f"{self.name}: {kind} at position {i}", position)
         return record.integers("id").tolist()[0]
 

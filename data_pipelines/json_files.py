@@ -78,7 +78,8 @@ class _Text:
 
     def _members(self, keys: set[str]) -> Iterator[tuple[str, Any]]:
         self._take("{")
-        while self._next() != "}":
+        more = self._next() != "}"
+        while more:
             key = self._value() if self._next() == '"' else self._take('"')
             self._take(":")
             if self._next() == "[":
@@ -87,15 +88,16 @@ class _Text:
                     yield key, element
             else:
                 yield key, self._value()
-            if self._next() != "}":
+            if more := self._next() != "}":
                 self._take(",")
         self._take("}")
 
     def _elements(self) -> Iterator[Any]:
         self._take("[")
-        while self._next() != "]":
+        more = self._next() != "]"
+        while more:
             yield self._value()
-            if self._next() != "]":
+            if more := self._next() != "]":
                 self._take(",")
         self._take("]")
 

@@ -66,6 +66,8 @@ def test_pieces_are_the_whole(tmp_path_factory, content, indent, ascii_only, win
         '{"a": [1, 2}',
         '{"a": [1 2]}',
         "[1, 2",
+        "[1, 2,]",
+        '{"a": 1,}',
         "[1] 2",
         '{"a": 1 "b": 2}',
         "{1: 2}",
