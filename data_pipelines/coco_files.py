@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,6 @@ class AnnotationFile:
     Attributes:
       name: the file's, for errors.
       images: the images' file names by id, unchecked; the id is the position in AI Challenger's files.
-      categories: ids.
       native: whether it has AI Challenger's own layout.
       lists: which of COCO's lists it has.
     """
@@ -101,13 +100,13 @@ class AnnotationFile:
         self._source = source
         self.name = "annotations" if isinstance(source, Mapping) else str(source)
         self.images: dict[int, Any] = {}
-        self.categories: list[int] = []
+        self._categories: list[Any] = []
         self.native = False
         self.lists: set[str] = set()
 
     def people(self) -> Iterator[People]:
         """Everybody in the file's order, some thousands at a time; the images are known from the first on."""
-        self.images, self.categories = {}, []
+        self.images, self._categories = {}, []
         batch: list[Any] = []
         count = 0
         for key, piece in self._pieces():
@@ -117,7 +116,7 @@ class AnnotationFile:
                     self.read_images()
                 batch.append({k: piece[k] for k in _FIELDS if k in piece} if isinstance(piece, Mapping) else piece)
             elif key == "categories":
-                self.categories.append(self._id("category", len(self.categories), piece))
+                self._categories.append(piece)
             elif key == "":
                 batch += self._humans(count + len(batch), piece)
             if len(batch) >= _CHUNK:
@@ -147,6 +146,10 @@ class AnnotationFile:
         where = "entry {}: image_id" if self.native else "image {}: file_name"
         return {i: check_name(f"{self.name}: {where.format(i)}", name) for i, name in self.images.items()}
 
+    def categories(self) -> list[int]:
+        """The ids of its categories. Raises InputError when one has none."""
+        return [PERSON] if self.native else Records(self._categories, self._naming("category")).integers("id").tolist()
+
     def _pieces(self) -> Iterator[tuple[str, Any]]:
         if not isinstance(self._source, Mapping):
             yield from stream_json(self._source, self.lists)
@@ -159,7 +162,10 @@ class AnnotationFile:
     def _take_image(self, key: str, piece: Any) -> None:
         number = len(self.images)
         if key == "images":
-            self.images[self._id("image", number, piece)] = piece.get("file_name")
+            image_id = piece.get("id") if isinstance(piece, dict) else None
+            if type(image_id) is not int or abs(image_id) >= 2**63:
+                image_id = Records([piece], self._naming("image"), number).integers("id").tolist()[0]
+            self.images[image_id] = piece.get("file_name")
         elif key == "":
             needed = ("human_annotations", "keypoint_annotations")
             if not isinstance(piece, dict) or not all(isinstance(piece.get(k), dict) for k in needed):
@@ -167,15 +173,11 @@ class AnnotationFile:
                     f"{self.name}: entry {number}: not AI Challenger's annotation of an image (needs 'image_id', "
                     "'human_annotations' and 'keypoint_annotations'), nor is the file COCO's (an object)"
                 )
-            self.native, self.categories = True, [PERSON]
-            name = piece.get("image_id")
+            self.native, name = True, piece.get("image_id")
             self.images[number] = f"{name}.jpg" if isinstance(name, int | str) else name
 
-    def _id(self, kind: str, position: int, piece: Any) -> int:
-        if isinstance(piece, dict) and type(piece.get("id")) is int and abs(piece["id"]) < 2**63:
-            return piece["id"]
-        record = Records([piece], lambda i, _: f"{self.name}: {kind} at position {i}", position)
-        return record.integers("id").tolist()[0]
+    def _naming(self, kind: str) -> Callable[[int, Any], str]:
+        return lambda position, _: f"{self.name}: {kind} at position {position}"
 
     def _humans(self, start: int, entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for number, (human, box) in enumerate(entry["human_annotations"].items(), start):

@@ -51,7 +51,7 @@ class Detections:
         """Raises InputError when an image or a category of a detection is not in an annotation file."""
         for key, ids, known in (
             ("image_id", self.image_ids, list(annotations.images)),
-            ("category_id", self.category_ids, annotations.categories),
+            ("category_id", self.category_ids, annotations.categories()),
         ):
             if not (found := np.isin(ids, known)).all():
                 i = int(found.argmin())

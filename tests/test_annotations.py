@@ -120,6 +120,8 @@ def _escape(content):
         (_set("keypoints", [5, 6, 2] * 16 + [5, 6, 7]), r"annotation 3: visibility must be .*, not 7"),
         (_set("iscrowd", "0"), "annotation 3: 'iscrowd' must be 0 or 1, not '0'"),
         (_without_images, "not a COCO annotation file"),
+        (lambda content: content.update(images=[5]), "image at position 0: not an object with named fields, but int"),
+        (lambda content: content.update(images=[{"id": "7"}]), "image at position 0: 'id' must be an integer, not '7'"),
         (_escape, "file_name '../../secret.jpg' leaves the image folder"),
     ],
 )

@@ -110,14 +110,14 @@ def _detected(path: str, threshold: float) -> BoxFile:
     file, found = BoxFile(), read_results(path, "detection")
     scores = found.numbers("score", (), "a number", default=1.0)
     kept = (found.integers("category_id", PERSON) == PERSON) & (scores >= threshold)
-    found = found.chosen(kept)
-    for i, box in enumerate(zip(found.boxes().tolist(), scores[kept].tolist(), strict=True)):
-        image = found.items[i].get("file_name", found.items[i].get("image_id"))
+    images = [record.get("file_name", record.get("image_id")) for record in found.items]
+    for i, image in enumerate(images):
         if isinstance(image, str):
-            image = check_name(f"{found.where(i)}: file_name", image)
+            check_name(f"{found.where(i)}: file_name", image)
         elif not isinstance(image, int):
             raise InputError(f"{found.where(i)}: needs an 'image_id' or a 'file_name', not {brief(repr(image))}")
-        file.boxes.setdefault(image, []).append(box)
+    for row, box in zip(np.flatnonzero(kept).tolist(), found.chosen(kept).boxes().tolist(), strict=True):
+        file.boxes.setdefault(images[row], []).append((box, float(scores[row])))
     return file
 
 
