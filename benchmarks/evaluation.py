@@ -106,7 +106,7 @@ def ours_by_part(annotations, predictions):
     with timed(seconds, "instance scores and OKS-NMS"):
         kept, scores = coco._select(table, JOINTS, "oks_nms", 0.9, "bbox_keypoint", 0.2)
     with timed(seconds, "read annotations"):
-        detections = table.detections(kept, scores)
+        detections = table.chosen(kept, scores)
         truth = Annotations.read(annotations, JOINTS, True, detections)
     with timed(seconds, "measure"):
         coco._measure(truth, detections, JOINTS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import pathlib
 import stat
 from typing import Protocol, runtime_checkable
 
@@ -168,13 +167,6 @@ def decode_image(data: bytes, name: str | os.PathLike, max_megapixels: float = M
             f"{name}: not an image that can be decoded ({len(data)} bytes); JPEG, PNG, WebP, BMP, TIFF and PNM can be"
         )
     return image
-
-
-def check_name(where: str, name: str) -> str:
-    """Returns a file name from a data file. Raises InputError if it leads out of the image folder."""
-    if os.path.isabs(name) or ".." in pathlib.PurePath(name).parts or "\0" in name:
-        raise InputError(f"{where} {name!r} leaves the image folder")
-    return name
 
 
 def _size(data: bytes) -> tuple[int, int] | None:

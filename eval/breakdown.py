@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_pipelines.coco_files import Path
 from data_pipelines.keypoints import KeypointSet
 from data_pipelines.keypoints import keypoint_set as find_keypoint_set
-from eval.records import Annotations, Detections, Path
+from eval.records import Annotations, Detections
 
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
 JITTER, GOOD = 0.5, 0.85  # the least similarities
@@ -102,92 +103,54 @@ def diagnose(
     """
     joints = find_keypoint_set(keypoint_set)
     detections = Detections.read(results, joints)
-    people = _People.of(Annotations.read(annotations, joints, use_area, detections), joints)
-    answers = _Answers.empty(len(people.boxes), len(joints))
-    extra = 0
-    rows_of, columns_of = _groups(detections.image_ids, detections.category_ids), people.groups()
-    for key, rows in rows_of.items():
-        rows = rows[np.argsort(-detections.scores[rows], kind="stable")[:_MOST]]
-        extra += len(rows)
-        if (columns := columns_of.get(key)) is not None:
-            extra -= _answer(answers, rows, detections, columns, people, joints)
-
-    counted = np.flatnonzero(people.counted)
-    rows, known = answers.detections[counted], answers.detections[counted] >= 0
-    return Breakdown(
+    people = Annotations.read(annotations, joints, use_area, detections)
+    counted, numbers = np.flatnonzero(people.counted), np.cumsum(people.counted) - 1
+    unknown = np.full((len(counted), len(joints)), np.nan)
+    result = Breakdown(
         joints=joints,
         image_ids=people.image_ids[counted],
         boxes=people.boxes[counted],
         truth=people.keypoints[counted],
-        detections=rows,
-        oks=answers.oks[counted],
-        matched=answers.oks[counted] >= MATCH,
-        found=_where_known(detections.keypoints, rows, known),
-        scores=_where_known(detections.scores, rows, known),
-        similarity=answers.similarity[counted],
-        distance=answers.distance[counted],
-        kinds=answers.kinds[counted],
-        extra=extra,
+        detections=np.full(len(counted), -1),
+        oks=np.zeros(len(counted)),
+        matched=np.zeros(len(counted), bool),
+        found=np.full((*unknown.shape, 2), np.nan),
+        scores=np.full(len(counted), np.nan),
+        similarity=unknown,
+        distance=unknown.copy(),
+        kinds=np.full(unknown.shape, -1),
+        extra=0,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _People:
-    """Everybody annotated, in columns."""
-
-    image_ids: Int[np.ndarray, " n"]
-    category_ids: Int[np.ndarray, " n"]
-    boxes: Float[np.ndarray, "n 4"]
-    areas: Float[np.ndarray, " n"]
-    keypoints: Float[np.ndarray, "n k 3"]
-    counted: np.ndarray  # has labelled keypoints and is no crowd
-
-    @classmethod
-    def of(cls, truth: Annotations, joints: KeypointSet) -> _People:
-        def column(key: str, shape: tuple[int, ...] = (), kind: type = float) -> np.ndarray:
-            return np.array([person[key] for person in truth.people], kind).reshape(len(truth.people), *shape)
-
-        keypoints = column("keypoints", (len(joints), 3))
-        return cls(
-            image_ids=column("image_id", kind=np.int64),
-            category_ids=column("category_id", kind=np.int64),
-            boxes=column("bbox", (4,)),
-            areas=np.maximum(column("area"), 0),
-            keypoints=keypoints,
-            counted=(keypoints[..., 2] > 0).any(axis=1) & (column("iscrowd") == 0),
-        )
-
-    def groups(self) -> dict[tuple[int, int], Int[np.ndarray, " m"]]:
-        return _groups(self.image_ids, self.category_ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Answers:
-    """What is known of each person, to be filled in."""
-
-    detections: Int[np.ndarray, " n"]
-    oks: Float[np.ndarray, " n"]
-    similarity: Float[np.ndarray, "n k"]
-    distance: Float[np.ndarray, "n k"]
-    kinds: Int[np.ndarray, "n k"]
-
-    @classmethod
-    def empty(cls, count: int, keypoints: int) -> _Answers:
-        unknown = np.full((count, keypoints), np.nan)
-        kinds = np.full((count, keypoints), -1)
-        return cls(np.full(count, -1), np.zeros(count), unknown, unknown.copy(), kinds)
+    extra = 0
+    rows_of, columns_of = (_groups(table.image_ids, table.category_ids) for table in (detections, people))
+    for key, rows in rows_of.items():
+        rows = rows[np.argsort(-detections.scores[rows], kind="stable")[:_MOST]]
+        extra += len(rows)
+        if (columns := columns_of.get(key)) is not None:
+            extra -= _answer(result, rows, detections, columns, people, numbers)
+    return dataclasses.replace(result, extra=extra)
 
 
 def _answer(
-    answers: _Answers,
+    result: Breakdown,
     rows: Int[np.ndarray, " d"],
     detections: Detections,
     columns: Int[np.ndarray, " n"],
-    people: _People,
-    joints: KeypointSet,
+    people: Annotations,
+    numbers: Int[np.ndarray, " everybody"],
 ) -> int:
-    """Fills in the people of one image, given by `columns`; returns how many of its detections matched."""
-    truth, areas = people.keypoints[columns], people.areas[columns] + np.spacing(1)
+    """Fills in the people of one image; returns how many of its detections matched.
+
+    Args:
+      result: its row for each of the people is in `numbers`.
+      rows: the image's detections, the best first.
+      detections: everything found.
+      columns: the image's people.
+      people: everybody annotated.
+      numbers: for each of them, the row in `result`; of no meaning for those who do not count.
+    """
+    joints = result.joints
+    truth, areas = people.keypoints[columns], np.maximum(people.areas[columns], 0) + np.spacing(1)
     variances = (2 * np.array(joints.sigmas)) ** 2
     places = np.stack([truth, truth[:, joints.flip_indices]], axis=1)  # [n, 2, K, 3]: its own and its mirror image's
     with np.errstate(over="ignore"):
@@ -199,17 +162,21 @@ def _answer(
 
     counted = np.flatnonzero(people.counted[columns])
     matches = _match(oks[:, counted])
+    matched = 0
     for person, row in zip(counted.tolist(), matches.tolist(), strict=True):
         if row < 0:
             continue
-        column, shown = columns[person], labelled[person]
-        answers.detections[column], answers.oks[column] = rows[row], oks[row, person]
+        at, shown = numbers[columns[person]], labelled[person]
+        result.detections[at], result.oks[at] = rows[row], oks[row, person]
+        result.found[at], result.scores[at] = detections.keypoints[rows[row]], detections.scores[rows[row]]
         if oks[row, person] < MATCH:
             continue
-        answers.similarity[column, shown] = similarity[row, person, 0, shown]
-        answers.distance[column, shown] = np.sqrt(squared[row, person, 0, shown] / areas[person])
-        answers.kinds[column, shown] = _kinds(similarity[row], person)[shown]
-    return int((answers.oks[columns] >= MATCH).sum())
+        matched += 1
+        result.matched[at] = True
+        result.similarity[at, shown] = similarity[row, person, 0, shown]
+        result.distance[at, shown] = np.sqrt(squared[row, person, 0, shown] / areas[person])
+        result.kinds[at, shown] = _kinds(similarity[row], person)[shown]
+    return matched
 
 
 def _match(oks: Float[np.ndarray, "d n"]) -> Int[np.ndarray, " n"]:
@@ -240,9 +207,3 @@ def _groups(*keys: Int[np.ndarray, " n"]) -> dict[tuple[int, int], Int[np.ndarra
     order = np.lexsort(keys)
     edges = np.flatnonzero(np.any([np.diff(key[order]) != 0 for key in keys], axis=0)) + 1
     return {tuple(int(key[group[0]]) for key in keys): group for group in np.split(order, edges)}  # type: ignore[misc]
-
-
-def _where_known(values: np.ndarray, rows: Int[np.ndarray, " p"], known: np.ndarray) -> np.ndarray:
-    result = np.full((len(rows), *values.shape[1:]), np.nan)
-    result[known] = values[rows[known]]
-    return result

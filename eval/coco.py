@@ -23,12 +23,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data_pipelines import storage
+from data_pipelines.coco_files import PERSON, Path
 from data_pipelines.errors import InputError, tell
 from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet
 from data_pipelines.keypoints import keypoint_set as find_keypoint_set
 from eval.nms import instance_scores, suppress
-from eval.records import PERSON, Annotations, Detections, Path, Predictions
+from eval.records import Annotations, Detections, Predictions
 
 METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 
@@ -49,12 +50,13 @@ def evaluate(
     """Scores the predictions, suppresses duplicates and evaluates the rest against the annotations.
 
     Args:
-      annotations: a COCO file or its content. All images count, including those without a prediction.
-      predictions: one per box: `id` (unique), `image_id`, `category_id` (default: person), `keypoints` [K, 2] and
-        `bbox` (xyxy or None) in image pixels, `keypoint_scores` [K], `box_score`, and `area`, in square pixels, of the
-        padded box with the crop's aspect ratio, which the suppression uses.
-      keypoint_set: the keypoint set of annotations and predictions, with its sigmas.
-      nms: a mode of `eval.nms.suppress`.
+      annotations: a COCO or AI Challenger file, or a COCO file's content. All its images count, also those without a
+        prediction.
+      predictions: one a box: `id` (unique), `image_id`, `category_id` (person if absent), `keypoints` [K, 2] and
+        `bbox` (xyxy or None) in image pixels, `keypoint_scores` [K], `box_score`, and `area`, the square pixels of
+        the padded box with the crop's aspect ratio, which the suppression uses.
+      keypoint_set: what the K keypoints of annotations and predictions are, and their sigmas.
+      nms: `eval.nms.suppress` has the modes.
       nms_threshold: an OKS, above 0.
       score_mode: a mode of `eval.nms.instance_scores`.
       keypoint_threshold: keypoints with scores above this count in the instance score.
@@ -71,7 +73,7 @@ def evaluate(
     joints = find_keypoint_set(keypoint_set)
     table = Predictions.read(predictions, joints)
     kept, scores = _select(table, joints, nms, nms_threshold, score_mode, keypoint_threshold)
-    detections = table.detections(kept, scores)
+    detections = table.chosen(kept, scores)
     truth = Annotations.read(annotations, joints, use_area, detections)
     return {**_measure(truth, detections, joints), "kept": table.ids[kept].tolist(), "scores": scores.tolist()}
 
@@ -120,8 +122,8 @@ def evaluate_results(
     truth = Annotations.read(annotations, joints, use_area, detections)
     return {
         **_measure(truth, detections, joints),
-        "images": len(truth.image_ids),
-        "people": sum(not person["iscrowd"] and person["num_keypoints"] > 0 for person in truth.people),
+        "images": len(truth.images),
+        "people": int(truth.counted.sum()),
         "instances": len(detections),
         "nms": "none",
         "keypoint_set": joints.name,
@@ -193,11 +195,12 @@ def _select(
     """
     if not nms_threshold > 0:
         raise InputError(f"nms_threshold must be above 0, not {nms_threshold}")
+    found = table.detections
     scores = instance_scores(
-        table.box_scores, table.keypoint_scores, mode=score_mode, keypoint_threshold=keypoint_threshold
+        found.scores, table.keypoint_scores, mode=score_mode, keypoint_threshold=keypoint_threshold
     )
-    _, first, image = np.unique(table.image_ids, return_index=True, return_inverse=True)
-    keys = (table.ids, table.category_ids, first[image])
+    _, first, image = np.unique(found.image_ids, return_index=True, return_inverse=True)
+    keys = (table.ids, found.category_ids, first[image])
     order = np.lexsort(keys)
     edges = np.any([np.diff(key[order]) != 0 for key in keys[1:]], axis=0)
     groups = np.split(order, np.flatnonzero(edges) + 1)
@@ -206,7 +209,7 @@ def _select(
         [
             group[
                 suppress(
-                    table.keypoints[group], scores[group], table.areas[group], sigmas, mode=nms, threshold=nms_threshold
+                    found.keypoints[group], scores[group], table.areas[group], sigmas, mode=nms, threshold=nms_threshold
                 )
             ]
             for group in groups
@@ -219,7 +222,7 @@ def _measure(truth: Annotations, detections: Detections, joints: KeypointSet) ->
     # pycocotools prints progress and a table to standard output.
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _Evaluation(
-            _index(truth, truth.people), _index(truth, detections.to_pycocotools()), iouType="keypoints"
+            _index(truth, truth.to_pycocotools()), _index(truth, detections.to_pycocotools()), iouType="keypoints"
         )
         evaluation.params.kpt_oks_sigmas = np.array(joints.sigmas)
         evaluation.evaluate()
@@ -231,8 +234,8 @@ def _measure(truth: Annotations, detections: Detections, joints: KeypointSet) ->
 def _index(truth: Annotations, records: list[dict[str, Any]]) -> COCO:
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": i} for i in truth.image_ids],
-        "categories": [{"id": i} for i in truth.category_ids],
+        "images": [{"id": i} for i in truth.images],
+        "categories": [{"id": i} for i in truth.categories],
         "annotations": records,
     }
     coco.createIndex()

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.annotations import coco_annotations, load_detections, load_instances
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import AIC
-from eval.coco import METRICS
+from eval.coco import METRICS, evaluate_results
 from hrnet_jax import config as config_lib
 from hrnet_jax.config import load_config
 from hrnet_jax.inference.evaluator import Evaluator
@@ -108,6 +108,17 @@ def test_native_annotations_become_coco(shared):
     assert [image["file_name"] for image in ours["images"]] == [image["file_name"] for image in theirs["images"]]
     assert [p["num_keypoints"] for p in ours["annotations"]] == [p["num_keypoints"] for p in theirs["annotations"]]
     assert coco_annotations(root / CONVERTED, AIC) == root / CONVERTED
+
+
+def test_the_evaluation_takes_both_layouts(shared):
+    path = shared / "data" / NATIVE
+    content = coco_annotations(path, AIC)
+    results = [{**person, "score": 1 / (1 + person["id"])} for person in content["annotations"]]
+    numbers = [evaluate_results(truth, results, keypoint_set="aic", use_area=False) for truth in (path, content)]
+    assert numbers[0] == numbers[1]
+    assert numbers[0]["AP"] == pytest.approx(1)
+    with pytest.raises(InputError, match=r"image \w+, human1: no 'area'; .*--no-use_area"):
+        evaluate_results(path, results, keypoint_set="aic")
 
 
 @pytest.fixture

@@ -102,21 +102,26 @@ def _escape(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_remove, "people.json: annotation 3: has no 'keypoints'; use person_keypoints"),
-        (_set("keypoints", [1, 2, 2] * 14), "annotation 3: 14 keypoints .* set 'coco' has 17"),
+        (_remove, "people.json: annotation 3: no 'keypoints'; expected .*person_keypoints"),
+        (
+            _set("keypoints", [1, 2, 2] * 14),
+            "annotation 3: 'keypoints' has 42 numbers, not 51: .* 17 keypoints of set 'coco'",
+        ),
         (_set("keypoints", [float("nan"), 2, 2] * 17), "annotation 3: 'keypoints' holds a number that is not finite"),
         (_set("bbox", [0, 0, float("inf"), 5]), "annotation 3: 'bbox' holds a number that is not finite"),
         (_set("bbox", [0, 0, 5]), "annotation 3: 'bbox' has 3 numbers, not 4"),
-        (_set("bbox", "wide"), "annotation 3: 'bbox' is not a list of numbers"),
+        (_set("bbox", "wide"), "annotation 3: 'bbox' is 'wide', not x, y, width and height"),
         (_set("bbox", [5, 5, 0, 10]), "holds no person with labelled keypoints and a box with an area"),
         (_set("image_id", 8), "annotation 3: image_id 8 is not among the file's images"),
         (_set("keypoints", [1e300, 2, 2] * 17), r"annotation 3: 'keypoints' holds a number that is too large: 1e\+300"),
         (_set("bbox", [0, 0, 5, 2e6]), r"annotation 3: 'bbox' holds a number that is too large: 2e\+06"),
-        (_set("bbox", ["1", "2", "30", "40"]), "annotation 3: 'bbox' is not a list of numbers: .'1', '2'"),
+        (_set("bbox", ["1", "2", "30", "40"]), "annotation 3: 'bbox' is .'1', '2', '30', '40'., not x, y"),
         (_set("keypoints", [5, 6, -1] * 17), r"annotation 3: visibility must be .*, not -1"),
         (_set("keypoints", [5, 6, 2] * 16 + [5, 6, 7]), r"annotation 3: visibility must be .*, not 7"),
         (_set("iscrowd", "0"), "annotation 3: 'iscrowd' must be 0 or 1, not '0'"),
         (_without_images, "not a COCO annotation file"),
+        (lambda content: content.update(images=[5]), "image at position 0: not an object with named fields, but int"),
+        (lambda content: content.update(images=[{"id": "7"}]), "image at position 0: 'id' must be an integer, not '7'"),
         (_escape, "file_name '../../secret.jpg' leaves the image folder"),
     ],
 )
@@ -132,6 +137,12 @@ def test_a_good_file_loads(coco_file):
     instances = load_instances(*coco_file(), COCO)
     assert len(instances) == 1
     assert instances.instance_id[0] == 3
+
+
+def test_lists_come_in_any_order(coco_file):
+    expected = load_instances(*coco_file(), COCO)
+    found = load_instances(*coco_file(lambda content: content.update(images=content.pop("images"))), COCO)
+    assert found.digest() == expected.digest()
 
 
 def test_files_that_are_no_annotations_are_named(tmp_path):
@@ -164,7 +175,7 @@ def test_missing_folder_and_first_image_are_named(coco_file, tmp_path):
         ({"image_id": 7, "bbox": [1, 1, 0, 5], "score": 1}, "detection 0: the box .* has no area"),
         ({"image_id": 7, "bbox": [1, 1, 5, float("nan")], "score": 1}, "'bbox' holds a number that is not finite"),
         ({"image_id": 7, "bbox": [1, 1, 5, 5]}, "'score'"),
-        ({"image_id": 7, "bbox": [1, 1, 5, 5], "score": "0.9"}, "detection 0: 'score' is not a list of .*'0.9'"),
+        ({"image_id": 7, "bbox": [1, 1, 5, 5], "score": "0.9"}, "detection 0: 'score' is '0.9', not a number"),
         ({"image_id": 7, "bbox": [1, 1, 5, 5], "score": 1e300}, r"detection 0: 'score' .* too large: 1e\+300"),
         ({"image_id": 7, "bbox": [1e300, 1, 5, 5], "score": 1}, r"detection 0: 'bbox' .* too large: 1e\+300"),
     ],
@@ -183,7 +194,7 @@ def test_bad_detections_are_named(coco_file, tmp_path, box, message):
         ({"image_id": "a"}, "entry 0: not AI Challenger.s annotation"),
         (
             {"image_id": "a", "human_annotations": {"human1": [0, 0, 5, 5]}, "keypoint_annotations": {"human1": [1]}},
-            "image a, human1: .* set 'aic' has 14",
+            "image a, human1: 'keypoint_annotations' has 1 numbers, not 42: .* set 'aic'",
         ),
         (
             {

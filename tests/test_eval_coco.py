@@ -446,7 +446,7 @@ def test_command_line(shared, tmp_path):
 
 def test_evaluation_needs_only_numpy_pycocotools_keypoint_definitions_and_files():
     allowed = {"numpy", "jaxtyping", "pycocotools.coco", "pycocotools.cocoeval", "eval.nms", "eval.records"}
-    data_pipelines = ("checks", "errors", "json_files", "keypoints")
+    data_pipelines = ("checks", "coco_files", "errors", "json_files", "keypoints")
     allowed |= {"data_pipelines", *(f"data_pipelines.{name}" for name in data_pipelines), *sys.stdlib_module_names}
     for path in (REPOSITORY / "eval").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -467,48 +467,64 @@ def changed(record, **changes):
 
 # What is wrong -> (how to spoil the annotations, how to spoil the results, what the message must say).
 BROKEN_FILES = {
-    "annotations are not JSON": (lambda gt: "{", None, r"gt.json: the annotations are not JSON"),
-    "results are not JSON": (None, lambda dt: "\xff", r"dt.json: the results are not JSON"),
-    "not a COCO file": (lambda gt: [1], None, r"gt.json: not a COCO annotation file: it has no list 'images'"),
+    "annotations are not JSON": (lambda gt: "{", None, r"gt.json: not JSON"),
+    "results are not JSON": (None, lambda dt: "\xff", r"dt.json: not JSON"),
+    "not a COCO file": (
+        lambda gt: [1],
+        None,
+        r"gt.json: entry 0: not AI Challenger.s annotation .* nor is the file COCO.s",
+    ),
     "no categories": (lambda gt: changed(gt, categories=...), None, r"gt.json: .* no list 'categories'"),
-    "image without id": (lambda gt: changed(gt, images=[{}]), None, r"gt.json: images: record 0: no 'id'"),
+    "image without id": (lambda gt: changed(gt, images=[{}]), None, r"gt.json: image at position 0: no 'id'"),
     "results are an object": (None, lambda dt: {"AP": 1}, r"dt.json: not a COCO results file"),
-    "results are numbers": (None, lambda dt: [1, 2], r"dt.json: record 0: expected an object .* not int"),
+    "results are numbers": (None, lambda dt: [1, 2], r"dt.json: record 0: not an object .* but int"),
     "no score": (None, lambda dt: [dt[0], changed(dt[0], score=...)], r"dt.json: record 1: no 'score'"),
-    "score is null": (None, lambda dt: [changed(dt[0], score=None)], r"dt.json: record 0: score .* null"),
-    "score is text": (None, lambda dt: [changed(dt[0], score="high")], r"dt.json: record 0: score: expected a number"),
-    "only boxes": (None, lambda dt: [changed(dt[0], keypoints=...)], r"dt.json: record 0: no 'keypoints'; .* 51 numb"),
+    "score is null": (None, lambda dt: [changed(dt[0], score=None)], r"dt.json: record 0: 'score' .* null"),
+    "score is text": (
+        None,
+        lambda dt: [changed(dt[0], score="high")],
+        r"dt.json: record 0: 'score' is .*, not a number",
+    ),
+    "only boxes": (
+        None,
+        lambda dt: [changed(dt[0], keypoints=...)],
+        r"dt.json: record 0: no 'keypoints'; .* 17 keypoints of set 'coco'",
+    ),
     "16 keypoints": (
         None,
         lambda dt: [dt[0], changed(dt[0], keypoints=dt[0]["keypoints"][:48])],
-        r"dt.json: record 1: keypoints: expected 51 numbers.* set 'coco', not 48 numbers",
+        r"dt.json: record 1: 'keypoints' has 48 numbers, not 51: .* set 'coco'",
     ),
-    "NaN": (None, lambda dt: [changed(dt[0], keypoints=[float("nan")] * 51)], r"dt.json: record 0: keypoints .* NaN"),
-    "infinite": (None, lambda dt: [changed(dt[0], score=float("inf"))], r"dt.json: record 0: score .* infinite"),
-    "a huge integer": (None, lambda dt: [changed(dt[0], score=10**400)], r"dt.json: record 0: score"),
-    "a box of three": (None, lambda dt: [dt[0], changed(dt[0], bbox=[1, 2, 3])], r"dt.json: record 1: bbox: expected"),
+    "NaN": (None, lambda dt: [changed(dt[0], keypoints=[float("nan")] * 51)], r"dt.json: record 0: 'keypoints' .* NaN"),
+    "infinite": (None, lambda dt: [changed(dt[0], score=float("inf"))], r"dt.json: record 0: 'score' .* infinite"),
+    "a huge integer": (None, lambda dt: [changed(dt[0], score=10**400)], r"dt.json: record 0: 'score' is 1000"),
+    "a box of three": (
+        None,
+        lambda dt: [dt[0], changed(dt[0], bbox=[1, 2, 3])],
+        r"dt.json: record 1: 'bbox' has 3 numbers, not 4",
+    ),
     "unknown image": (None, lambda dt: [changed(dt[0], image_id=99)], r"dt.json: record 0: image_id 99 .*gt.json"),
-    "image by name": (None, lambda dt: [changed(dt[0], image_id="a.jpg")], r"record 0: image_id must be an integer"),
+    "image by name": (None, lambda dt: [changed(dt[0], image_id="a.jpg")], r"record 0: 'image_id' must be an integer"),
     "unknown category": (None, lambda dt: [changed(dt[0], category_id=5)], r"dt.json: record 0: category_id 5 .*gt"),
     "annotation without keypoints": (
         lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], keypoints=...)]),
         None,
-        r"gt.json: annotation 7: no 'keypoints'; expected 51 numbers",
+        r"gt.json: annotation 7: no 'keypoints'; expected .* 17 keypoints of set 'coco'",
     ),
     "annotation of another set": (
         lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], keypoints=[1] * 42)]),
         None,
-        r"gt.json: annotation 7: keypoints: expected 51 .*not 42 numbers",
+        r"gt.json: annotation 7: 'keypoints' has 42 numbers, not 51",
     ),
     "annotation with NaN": (
         lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], bbox=[0, 0, float("nan"), 1])]),
         None,
-        r"gt.json: annotation 7: bbox .* NaN",
+        r"gt.json: annotation 7: 'bbox' .* NaN",
     ),
     "annotation with a number that is too large": (
         lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], bbox=[0, 0, 1e300, 1])]),
         None,
-        r"gt.json: annotation 7: bbox .* too large: 1e\+300",
+        r"gt.json: annotation 7: 'bbox' .* too large: 1e\+300",
     ),
     "annotation of unknown visibility": (
         lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], keypoints=[5, 5, -1] * 17)]),
@@ -523,12 +539,12 @@ BROKEN_FILES = {
     "result with a score that is too large": (
         None,
         lambda dt: [changed(dt[0], score=1e300)],
-        r"dt.json: record 0: score .* too large: 1e\+300",
+        r"dt.json: record 0: 'score' .* too large: 1e\+300",
     ),
     "result with a score in quotes": (
         None,
         lambda dt: [changed(dt[0], score="0.9")],
-        r"dt.json: record 0: score: expected a number",
+        r"dt.json: record 0: 'score' is .*, not a number",
     ),
     "annotation without area": (
         lambda gt: changed(gt, annotations=[changed(gt["annotations"][0], area=...)]),
@@ -565,8 +581,8 @@ def test_missing_files_and_wrong_usage(tmp_path, capsys):
     results = write(tmp_path / "dt.json", coco.to_coco_results([(prediction, 0.9)]))
     good = ["--annotations", annotations, "--results", results]
     for arguments, message in (
-        (["--annotations", annotations, "--results", str(tmp_path / "no.json")], "no.json: cannot read the results"),
-        (["--annotations", str(tmp_path), "--results", results], "cannot read the annotations: Is a directory"),
+        (["--annotations", annotations, "--results", str(tmp_path / "no.json")], "no.json: no such file"),
+        (["--annotations", str(tmp_path), "--results", results], f"{tmp_path}: Is a directory"),
         (["--annotations", annotations], "required: --results"),
         ([*good, "--keypoints", "hand"], "invalid choice: 'hand'"),
         ([*good, "--output", str(tmp_path / "gt.json/m.json")], "m.json: cannot be written (Not a directory)"),
@@ -584,18 +600,18 @@ def test_missing_files_and_wrong_usage(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keypoints": [[0, 0]] * 19}, r"prediction 3: keypoints: expected .*17 keypoints of set 'coco'.*\(19, 2\)"),
-        ({"keypoints": [[0, 0]] * 16 + [[0]]}, r"prediction 3: keypoints: expected"),
-        ({"keypoints": [[0, 0]] * 16 + [[0, np.nan]]}, r"prediction 3: keypoints .* NaN"),
-        ({"keypoint_scores": [np.inf] * 17}, r"prediction 3: keypoint_scores .* infinite"),
-        ({"keypoint_scores": [1.0] * 16}, r"prediction 3: keypoint_scores: expected .* not 16 numbers"),
-        ({"box_score": None}, r"prediction 3: box_score"),
-        ({"bbox": [0, 0, np.nan, 1]}, r"prediction 3: bbox .* NaN"),
-        ({"area": -1.0}, r"prediction 3: area is negative"),
+        ({"keypoints": [[0, 0]] * 19}, r"prediction 3: 'keypoints' has 19x2 numbers, not 17x2: .* set 'coco'"),
+        ({"keypoints": [[0, 0]] * 16 + [[0]]}, r"prediction 3: 'keypoints' is .*, not x and y of the 17 keypoints"),
+        ({"keypoints": [[0, 0]] * 16 + [[0, np.nan]]}, r"prediction 3: 'keypoints' .* NaN"),
+        ({"keypoint_scores": [np.inf] * 17}, r"prediction 3: 'keypoint_scores' .* infinite"),
+        ({"keypoint_scores": [1.0] * 16}, r"prediction 3: 'keypoint_scores' has 16 numbers, not 17: a score for each"),
+        ({"box_score": None}, r"prediction 3: 'box_score'"),
+        ({"bbox": [0, 0, np.nan, 1]}, r"prediction 3: 'bbox' .* NaN"),
+        ({"area": -1.0}, r"prediction 3: 'area' is negative"),
         ({"area": ...}, r"prediction 3: no 'area'"),
-        ({"keypoints": [[1e300, 0]] * 17}, r"prediction 3: keypoints .* too large: 1e\+300"),
+        ({"keypoints": [[1e300, 0]] * 17}, r"prediction 3: 'keypoints' .* too large: 1e\+300"),
         ({"image_id": 12}, r"prediction 3: image_id 12 does not occur in annotations"),
-        ({"image_id": 1.0}, r"prediction 3: image_id must be an integer, not '1.0'"),
+        ({"image_id": 1.0}, r"prediction 3: 'image_id' must be an integer, not 1.0"),
         ({"id": ...}, r"prediction at position 1: no 'id'"),
         ({"id": 5}, r"prediction 5: its id occurs more than once"),
     ],

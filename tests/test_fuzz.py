@@ -88,7 +88,7 @@ def changed(shop, path, change):
     ("field", "value", "message"),
     [
         ("num_keypoints", [1, 2], "'num_keypoints' must be an integer"),
-        ("image_id", [[1, 2]] * 9999, "image_id .* is not among"),
+        ("image_id", [[1, 2]] * 9999, "'image_id' must be an integer"),
         ("id", "a\nb" * 999, "'id' must be an integer"),
         ("keypoints", [float("nan")] * 51, "not finite"),
     ],
@@ -135,7 +135,7 @@ def test_what_is_no_image(shop, images):
 
 def test_results_with_uneven_boxes(shop):
     path = changed(shop, shop.results, lambda content: content[0].update(bbox=[1, [2], 3, 4]))
-    refused("record 0: bbox: expected four numbers", coco.evaluate_results, shop.annotations, path)
+    refused("record 0: 'bbox' is .*, not four numbers", coco.evaluate_results, shop.annotations, path)
     path = changed(shop, shop.results, lambda content: [record.update(bbox=[]) for record in content])
     assert coco.evaluate_results(shop.annotations, path)["AP"] == pytest.approx(1)
 
@@ -145,7 +145,7 @@ def test_scores_beyond_all_floats(shop):
     boxes.write_text(json.dumps([{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 10**400}]))
     refused("'score' is 1000", read_boxes, str(boxes), COCO)
     boxes.write_text(json.dumps({"images\n": 1, "images": [{"id": "x\ny"}]}))
-    refused("'id' is", read_boxes, str(boxes), COCO)
+    refused("'id' must be an integer", read_boxes, str(boxes), COCO)
 
 
 def test_configs_of_older_versions_say_which_keys_they_lack(shop):

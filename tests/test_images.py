@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from data_pipelines.checks import check_name
 from data_pipelines.errors import InputError
-from data_pipelines.images import check_name, decode_image, read_image
+from data_pipelines.images import decode_image, read_image
 
 
 def encoded(mode="RGB", kind="PNG", size=(40, 30), exif=None, **options):

@@ -3,19 +3,22 @@
 import json
 import os
 import pickle
+import re
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipelines import json_files
 from data_pipelines.annotations import cached_instances, load_instances
+from data_pipelines.coco_files import read_results
 from data_pipelines.errors import InputError
 from data_pipelines.images import ImageFiles
 from data_pipelines.instances import read_index, write_index
 from data_pipelines.json_files import read_json, stream_json
 from data_pipelines.keypoints import COCO, COCO_AIC, KeypointMapping
-from eval.records import read_json as eval_read_json
 from hrnet_jax.config import from_json
 from hrnet_jax.inference.boxes import read_boxes
 from hrnet_jax.weights.torch_files import read as read_tensors
@@ -32,11 +35,18 @@ values = st.recursive(
 @given(
     content=st.lists(values, max_size=5) | st.dictionaries(st.text(min_size=1), values, max_size=5),
     indent=st.booleans(),
+    ascii_only=st.booleans(),
+    window=st.sampled_from([1, 2, 7, 2**20]),
 )
-def test_pieces_are_the_whole(tmp_path_factory, content, indent):
+def test_pieces_are_the_whole(tmp_path_factory, content, indent, ascii_only, window):
     path = tmp_path_factory.getbasetemp() / "pieces.json"
-    path.write_text(json.dumps(content, indent=2 if indent else None))
-    pieces = list(stream_json(path))
+    text = json.dumps(content, indent=2 if indent else None, ensure_ascii=ascii_only)
+    path.write_bytes(text.encode("utf-8", "replace"))
+    content = json.loads(path.read_bytes())
+    keys = set()
+    with mock.patch.object(json_files, "_WINDOW", window):
+        pieces = list(stream_json(path, keys))
+    assert keys == ({key for key in content if isinstance(content[key], list)} if isinstance(content, dict) else set())
     if isinstance(content, list):
         assert pieces == [("", element) for element in content]
     else:
@@ -56,6 +66,8 @@ def test_pieces_are_the_whole(tmp_path_factory, content, indent):
         '{"a": [1, 2}',
         '{"a": [1 2]}',
         "[1, 2",
+        "[1, 2,]",
+        '{"a": 1,}',
         "[1] 2",
         '{"a": 1 "b": 2}',
         "{1: 2}",
@@ -67,9 +79,33 @@ def test_pieces_are_the_whole(tmp_path_factory, content, indent):
 def test_what_is_not_json_is_one_line_with_the_file(tmp_path, text):
     path = tmp_path / "bad.json"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match=r"bad\.json: not JSON") as error:
-        list(stream_json(path))
-    assert "\n" not in str(error.value)
+    for window in (3, 2**20):
+        with (
+            mock.patch.object(json_files, "_WINDOW", window),
+            pytest.raises(InputError, match=r"bad\.json: not JSON") as error,
+        ):
+            list(stream_json(path))
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ['{"a": [1,\n2,\n 3, x]}', '[\n\n"a", {"b": 1 2}]', "[1]\n\n  2", '["a\nb"]'])
+def test_errors_tell_the_place(tmp_path, text):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(json.JSONDecodeError) as whole:
+        json.loads(text)
+    place = re.escape(str(whole.value)[str(whole.value).index("line") :])
+    for window in (1, 5, 2**20):
+        with mock.patch.object(json_files, "_WINDOW", window), pytest.raises(InputError, match=place):
+            list(stream_json(tmp_path / "bad.json"))
+
+
+def test_what_follows_a_piece_is_not_read_for_it(tmp_path):
+    path = tmp_path / "long.json"
+    path.write_bytes(b'{"a": [1.5, ' + b" " * 2**22 + b"\xff")
+    pieces = stream_json(path)
+    assert next(pieces) == ("a", 1.5)
+    with pytest.raises(InputError, match="long.json: not JSON"):
+        next(pieces)
 
 
 @pytest.fixture
@@ -179,7 +215,6 @@ def test_a_byte_order_mark_is_no_part_of_a_file(coco_people, tmp_path):
     annotations.write_bytes(b"\xef\xbb\xbf" + annotations.read_bytes())
     assert len(load_instances(annotations, images, COCO)) == 1
     assert next(stream_json(annotations)) == ("images", read_json(annotations)["images"][0])
-    assert eval_read_json(annotations, "annotations")[1] == read_json(annotations)
 
 
 def test_a_pipe_is_no_file(tmp_path):
@@ -188,7 +223,7 @@ def test_a_pipe_is_no_file(tmp_path):
         "people.json": lambda path: list(stream_json(path)),
         "config.json": from_json,
         "metrics.json": read_json,
-        "results.json": lambda path: eval_read_json(path, "results"),
+        "results.json": read_results,
         "boxes.npy": lambda path: read_boxes(str(path), COCO),
         "weights.pth": read_tensors,
     }.items():

@@ -231,6 +231,11 @@ def test_examples_are_tensorflow_datasets_own():
             decode_example(theirs[:stop], ("a", "b", "c"))
 
 
+def test_training_from_files_does_not_import_tensorflow_datasets():
+    check = "import sys, data_pipelines.pipeline; sys.exit('tensorflow_datasets' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, check=True)
+
+
 @pytest.mark.parametrize(
     ("folder", "names"),
     [

@@ -6,23 +6,17 @@ of images that the folder holds; none is opened.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from data_pipelines.annotations import coco_annotations
-from data_pipelines.checks import FARTHEST, LARGEST, as_numbers, check_regular, check_visibility, is_crowd
+from data_pipelines.checks import FARTHEST, check_name, check_regular
+from data_pipelines.coco_files import PERSON, AnnotationFile, is_aic, read_results
 from data_pipelines.errors import InputError, brief
-from data_pipelines.images import check_name
 from data_pipelines.json_files import stream_json
 from data_pipelines.keypoints import KeypointSet
-
-PERSON = 1  # COCO's category
 
 _COCO_KEYS = ("info", "licenses", "images", "annotations", "categories")
 
@@ -74,104 +68,57 @@ def read_boxes(path: str, labels: KeypointSet, annotations: str = "", threshold:
     """
     file = BoxFile(same=_array(path)) if path.endswith(".npy") else _read(path, labels, threshold)
     if annotations:
-        known = _read(annotations, labels, threshold)
-        if not known.annotated:
-            raise InputError(f"{annotations}: not an annotation file (no lists 'images' and 'annotations')")
+        known = _annotated(annotations, labels)
         file.ids, file.truth = known.ids, known.truth
     return file
 
 
 def _read(path: str, labels: KeypointSet, threshold: float) -> BoxFile:
-    file, people, names = BoxFile(), [], {}
-    counts = collections.Counter[str]()
-    for key, piece in _pieces(path, labels):
-        where = f"{path}: {brief(key) or 'detection'} {counts[key]}"
-        counts[key] += 1
-        if key in ("images", "annotations", "") and not isinstance(piece, dict):
-            raise InputError(f"{where}: not an object; a detection needs 'image_id' or 'file_name', 'bbox' and 'score'")
-        if key == "images":
-            names[_integer(where, "id", piece)] = check_name(where, str(piece.get("file_name")))
-        elif key == "annotations":
-            people.append((where, piece))
-        elif key == "":
-            _add_detection(file, where, piece, threshold)
-        elif key not in _COCO_KEYS:
-            file.boxes.setdefault(check_name(where, key), []).append((piece, 1.0))
-    if not names:
-        return file
-    file = BoxFile(annotated=True, ids={name: number for number, name in names.items()})
-    file.truth = {name: [] for name in names.values()}
-    for where, person in people:
-        _add_person(file, where, person, names, labels)
+    file = BoxFile()
+    for key, piece in stream_json(path):
+        if key in _COCO_KEYS or is_aic(key, piece):
+            return _annotated(path, labels)
+        if key == "":
+            return _detected(path, threshold)
+        file.boxes.setdefault(check_name(f"{path}:", key), []).append((piece, 1.0))
     return file
 
 
-def _pieces(path: str, labels: KeypointSet) -> Iterator[tuple[str, Any]]:
-    pieces = stream_json(path)
-    first = next(pieces, None)
-    if first is None:
-        return
-    if first[0] == "" and isinstance(first[1], dict) and "human_annotations" in first[1]:
-        content = coco_annotations(path, labels)
-        assert isinstance(content, dict)
-        for key in ("images", "annotations"):
-            yield from ((key, element) for element in content[key])
-        return
-    yield first
-    yield from pieces
+def _annotated(path: str, labels: KeypointSet) -> BoxFile:
+    annotations = AnnotationFile(path)
+    rows: list[tuple[int, list[float], np.ndarray | None]] = []
+    for people in annotations.people():
+        image_ids = people.image_ids()
+        # Files of all categories (instances_*.json) have no keypoints.
+        shown = ~people.crowds() & (people.annotated() | (people.integers("category_id", PERSON) == PERSON))
+        people = people.chosen(shown)
+        boxes, annotated = people.boxes().tolist(), people.annotated()
+        points = iter(people.chosen(annotated).keypoints(labels))
+        truth = [next(points) if there else None for there in annotated]
+        rows += zip(image_ids[shown].tolist(), boxes, truth, strict=True)
+    names = annotations.names()
+    file = BoxFile(annotated=True, ids={name: number for number, name in names.items()})
+    file.truth = {name: [] for name in names.values()}
+    for image_id, box, table in rows:
+        file.boxes.setdefault(names[image_id], []).append((box, 1.0))
+        if table is not None:
+            file.truth[names[image_id]].append(table)
+    return file
 
 
-def _add_detection(file: BoxFile, where: str, detection: dict[str, Any], threshold: float) -> None:
-    score = detection.get("score", 1.0)
-    if not isinstance(score, (int, float)) or not abs(score) <= LARGEST:
-        raise InputError(f"{where}: 'score' is {brief(repr(score))}, not a number that float32 can hold")
-    image = detection.get("file_name", detection.get("image_id"))
-    if isinstance(image, str):
-        image = check_name(where, image)
-    elif not isinstance(image, int):
-        raise InputError(f"{where}: a detection needs an 'image_id' or a 'file_name'; this has {brief(repr(image))}")
-    if detection.get("category_id", PERSON) == PERSON and score >= threshold:
-        file.boxes.setdefault(image, []).append((_box(where, detection), float(score)))
-
-
-def _add_person(file: BoxFile, where: str, person: dict[str, Any], names: dict[int, str], labels: KeypointSet) -> None:
-    image_id, points = _integer(where, "image_id", person), person.get("keypoints")
-    if image_id not in names:
-        raise InputError(f"{where}: image_id {image_id} is not among the file's images")
-    # Files of all categories (instances_*.json) have no keypoints.
-    if is_crowd(where, person) or (points is None and person.get("category_id", PERSON) != PERSON):
-        return
-    file.boxes.setdefault(names[image_id], []).append((_box(where, person), 1.0))
-    if points is None:
-        return
-    numbers = as_numbers(points)
-    if numbers is None or numbers.size % 3:
-        raise InputError(f"{where}: 'keypoints' is not a list of (x, y, visibility)")
-    table: Float[np.ndarray, "k 3"] = numbers.reshape(-1, 3)
-    if len(table) != len(labels):
-        raise InputError(
-            f"{where}: {len(table)} keypoints, not the {len(labels)} of the set {labels.name!r} "
-            "(--config.data.eval.keypoints)"
-        )
-    if not (np.abs(table) <= FARTHEST).all():
-        odd = next(v for v in table.ravel().tolist() if not abs(v) <= FARTHEST)
-        raise InputError(f"{where}: 'keypoints' holds a number that is not finite or too large: {odd:g}")
-    check_visibility(where, table)
-    file.truth[names[image_id]].append(table)
-
-
-def _box(where: str, record: dict[str, Any]) -> Any:
-    numbers = as_numbers(record.get("bbox"))
-    if numbers is None or numbers.shape != (4,) or not (np.abs(numbers) <= FARTHEST).all():
-        value = brief(repr(record.get("bbox")))
-        raise InputError(f"{where}: 'bbox' is {value}, not x, y, width and height of at most {FARTHEST:g} pixels")
-    return record["bbox"]
-
-
-def _integer(where: str, key: str, record: dict[str, Any]) -> int:
-    if not isinstance(record.get(key), int):
-        raise InputError(f"{where}: {key!r} is {brief(repr(record.get(key)))}, not an integer")
-    return record[key]
+def _detected(path: str, threshold: float) -> BoxFile:
+    file, found = BoxFile(), read_results(path, "detection")
+    scores = found.numbers("score", (), "a number", default=1.0)
+    kept = (found.integers("category_id", PERSON) == PERSON) & (scores >= threshold)
+    images = [record.get("file_name", record.get("image_id")) for record in found.items]
+    for i, image in enumerate(images):
+        if isinstance(image, str):
+            check_name(f"{found.where(i)}: file_name", image)
+        elif not isinstance(image, int):
+            raise InputError(f"{found.where(i)}: needs an 'image_id' or a 'file_name', not {brief(repr(image))}")
+    for row, box in zip(np.flatnonzero(kept).tolist(), found.chosen(kept).boxes().tolist(), strict=True):
+        file.boxes.setdefault(images[row], []).append((box, float(scores[row])))
+    return file
 
 
 def _array(path: str) -> np.ndarray:

@@ -14,10 +14,8 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from data_pipelines import transforms
-from data_pipelines.annotations import coco_annotations
 from data_pipelines.errors import InputError
 from data_pipelines.instances import Instances
-from data_pipelines.json_files import read_json
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from eval.breakdown import KINDS, MATCH, Breakdown, diagnose
@@ -85,11 +83,8 @@ def _breakdown(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDic
             f"measured on {metrics['annotations']}, but config.data.eval.annotations is {name}; for a report of only "
             "this folder, set --config.data.eval.annotations and --checkpoint"
         )
-    results = read_json(folder / "keypoints.json")
-    if not isinstance(results, list):
-        raise InputError(f"{folder / 'keypoints.json'}: not a COCO results file (a list of detections)")
-    truth = coco_annotations(path, labels)
-    return diagnose(truth, results, keypoint_set=labels, use_area=bool(metrics.get("use_area", use_area)))
+    use_area = bool(metrics.get("use_area", use_area))
+    return diagnose(path, folder / "keypoints.json", keypoint_set=labels, use_area=use_area)
 
 
 def _by_keypoint(breakdown: Breakdown) -> tuple[list[object], list[list[object]]]:
