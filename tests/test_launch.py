@@ -198,7 +198,7 @@ def test_hosts_that_do_not_answer_are_no_reason_to_start_anew(cloud, source, tra
         (["run", "--name=a", "--zone=b", *TRAINING], "--type is missing"),
         (["create", "--name=a", "--zone=b", "--type=v6e-8", "--spot", "--reserved"], "one or the other"),
         (["run", "--name=a", "--zone=b", "--type=v5litepod-8"], "--config and --workdir missing after --"),
-        (["create", "--name=a", "--zone=b", "--type=h100-8", "--dry_run"], "give --runtime_version"),
+        (["create", "--name=a", "--zone=b", "--type=h100-8", "--dry_run"], "set --runtime_version"),
         (["create", "--name=a", "--zone=b", "--type=v5litepod-3"], "not created: ERROR: (gcloud) INVALID_ARGUMENT"),
         (["create", "--name=a", "--zone=b", "--type=v6e-8", "--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["create", "--name=a", "--zone=b", "--type=v5litepod-8", "--poll=0", "--source=/absent"], "--source=/absent"),
@@ -215,7 +215,7 @@ def test_what_is_wrong_gets_one_line(cloud, capfd, arguments, message):
 def test_a_request_that_failed_is_not_repeated(cloud, source, trainer, capfd):
     (cloud / "state_once").write_text("FAILED")
     assert call("create", source, trainer[0]) == 1
-    assert "pose is FAILED: `gcloud compute tpus queued-resources describe pose" in capfd.readouterr().err
+    assert "pose is FAILED; see: gcloud compute tpus queued-resources describe pose" in capfd.readouterr().err
 
 
 def test_too_many_interruptions_end_it(cloud, source, trainer, capfd):
