@@ -158,4 +158,4 @@ def _errors_named(path: str | os.PathLike) -> Iterator[None]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from None
     except RecursionError:
-        raise InputError(f"{path}: JSON is nested too deeply to be read") from None
+        raise InputError(f"{path}: not JSON that can be read (nested too deeply)") from None

@@ -321,7 +321,7 @@ def test_a_run_before_its_first_evaluation(config, tmp_path):
 def test_the_output_of_an_evaluation_alone(workdir, people, tmp_path):
     folder = shutil.copytree(workdir / "annotated_boxes", tmp_path / "val")
     page = page_of(folder)
-    assert "--checkpoint names the model's folder" in page.text
+    assert "give the model's folder as --checkpoint" in page.text
     assert page.table("folder")[1][0] == "val"
     with_model = page_of(folder, stored_config(folder, workdir))
     assert len(with_model.pictures()) == min(12, len(answers(people)))
