@@ -96,7 +96,7 @@ TRAIN = ("hrnet_jax.train", "--config", "configs/quickstart.py", "--workdir", "{
         (("hrnet_jax.train", "--config", "configs/coco.py"), "missing --workdir"),
         (("hrnet_jax.evaluate", "--checkpoint", "{tmp}/none", "--output", "{tmp}"), "none: no such folder"),
         (("hrnet_jax.evaluate", "--checkpoint", "{tmp}", "--output", "{tmp}"), "config.json: no such file"),
-        (("eval.coco", "--annotations", "{tmp}/none.json", "--results", "{tmp}/r.json"), "r.json: cannot read"),
+        (("eval.coco", "--annotations", "{tmp}/none.json", "--results", "{tmp}/r.json"), "r.json: no such file"),
     ],
 )
 def test_mistakes_get_one_line_and_status_1(people, tmp_path, arguments, message):

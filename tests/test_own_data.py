@@ -140,7 +140,7 @@ def test_the_stored_model_knows_its_keypoints(place, dog, monkeypatch, capsys):
     ("change", "message"),
     [
         ({"sigmas": None}, "not lists"),
-        ({"flip_pairs": [["nose"]]}, "no pairs"),
+        ({"flip_pairs": [["nose"]]}, "some pairs not pairs"),
         ({"flip_pairs": [["nose", "beak"]]}, "unknown keypoints"),
         ({"sigmas": [0.1, -1.0]}, "above 0"),
         ({"sigmas": ["0.1", 0.1]}, "above 0"),
