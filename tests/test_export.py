@@ -310,9 +310,7 @@ def test_nothing_is_written_when_program_and_model_differ(tmp_path, monkeypatch)
 def test_damaged_weights_are_refused(tmp_path):
     trained = random_model(tiny_config())
     trained.params["head.final_layer.bias"] = trained.params["head.final_layer.bias"].at[3].set(jnp.nan)
-    with pytest.raises(
-        InputError, match="of_mine, step 7: the network's outputs are not finite"
-    ):
+    with pytest.raises(InputError, match="of_mine, step 7: the network's outputs are not finite"):
         export(trained, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
