@@ -21,7 +21,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 # With several test processes, which take a file at a time, these go first: the slowest, the very slowest ahead.
-SLOW_FILES = ("train", "parity", "scan", "export", "hosts", "launch", "notebooks", "benchmarks", "remote", "overfit")
+SLOW_FILES = (
+    *("train", "parity", "runs", "scan", "export", "hosts", "launch", "notebooks", "benchmarks", "remote", "overfit"),
+    *("packing", "docs", "own_data", "commands"),
+)
 
 # OpenCV, TensorStore and pycocotools chatter; ours is captured by caplog all the same.
 logging.getLogger("absl").setLevel(logging.WARNING)
