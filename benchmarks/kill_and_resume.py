@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=pathlib.Path, required=True, help="COCO + AIC, laid out like the recipes'")
     parser.add_argument("--output", type=pathlib.Path, required=True)
-    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--epochs", type=int, default=0, help="of the run; default: one for each kill, 120 at least")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which no more kills follow")
     parser.add_argument("--seed", type=int, default=0)
