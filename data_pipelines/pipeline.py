@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.images import Decoded, Picture
 from data_pipelines.instances import Instances
 from data_pipelines.keypoints import KeypointMapping, keypoint_set
+from data_pipelines.mix import mix_weights
 from data_pipelines.pixels import augment_pixels
 from data_pipelines.prepared import load_prepared
 from data_pipelines.processes import become_worker, starting_workers
@@ -388,21 +388,6 @@ def _detected(config: Config, source: Config) -> Instances:
 
 def _path(config: Config, path: str) -> str:
     return os.path.join(config["root"], path)
-
-
-def mix_weights(config: Config, sources: Sequence[str]) -> tuple[tuple[float, ...], int]:
-    """The sources' weights, in order, and the samples per epoch; empty and 0 if all weights in `config.mix` are 0."""
-    mix = dict(config["mix"])
-    if not any(mix.values()):
-        return (), 0
-    if sorted(mix) != sorted(sources):
-        raise InputError(f"config.data.mix names {sorted(mix)}, config.data.train {sorted(sources)}; name the same")
-    weights = tuple(float(mix[name]) for name in sources)
-    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise InputError(f"config.data.mix={mix}: weights must be above 0")
-    if config["epoch_size"] < 1:
-        raise InputError("config.data.epoch_size must say how many samples of the mix are an epoch, at least 1")
-    return weights, int(config["epoch_size"])
 
 
 def _clipped(instances: Instances, row: int, size: tuple[int, int]) -> np.ndarray:

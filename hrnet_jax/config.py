@@ -24,7 +24,7 @@ from data_pipelines import storage
 from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError, brief
 from data_pipelines.keypoints import keypoint_set
-from data_pipelines.pipeline import mix_weights
+from data_pipelines.mix import mix_weights
 from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.schema import KEYS
