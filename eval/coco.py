@@ -29,9 +29,7 @@ from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet
 from data_pipelines.keypoints import keypoint_set as find_keypoint_set
 from eval.nms import instance_scores, suppress
-from eval.records import Annotations, Detections, Predictions
-
-METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+from eval.records import METRICS, Annotations, Detections, Predictions
 
 Prediction = Mapping[str, Any]
 

@@ -16,6 +16,9 @@ from data_pipelines.coco_files import PERSON, AnnotationFile, Path, read_results
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet
 
+# COCO's ten numbers, in pycocotools' order; here, where their names do not cost the import of pycocotools.
+METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+
 
 @dataclasses.dataclass(frozen=True)
 class Detections:

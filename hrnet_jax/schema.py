@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet, keypoint_set
-from eval.coco import METRICS
 from eval.nms import NMS_MODES, SCORE_MODES
+from eval.records import METRICS
 from hrnet_jax.codecs import CODECS
 from hrnet_jax.models import VARIANTS
 
