@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import runpy
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 START, END = "<!-- docs/layout.py -->\n", "<!-- end -->\n"
 
 # Modules beside the commands that all of `hrnet_jax` may use.
 BASE = {"config", "draw", "mesh", "outcomes", "schema"}
-COMMANDS = {"aot", "convert", "evaluate", "export", "launch", "predict", "report", "train"}
+COMMANDS = {*runpy.run_path(str(REPOSITORY / "hrnet_jax/__main__.py"))["COMMANDS"]}
 
 MODULES = {
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path

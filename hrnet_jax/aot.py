@@ -12,11 +12,14 @@ time. A batch that does not fit is refused with the compiler's message. Needs `p
 from __future__ import annotations
 
 from hrnet_jax import cli
+from hrnet_jax.tpu.chips import CHIPS, Chip
+
+STEPS = ("train", "eval")
 
 OPTIONS: cli.Options = {
     "config": (None, "config file, FILE or FILE:ARG"),
-    "topology": (None, "chip and shape of the slice, e.g. v5e:4x4; chips: v4, v5e, v5p, v6e"),
-    "steps": ("train,eval", "steps to compile"),
+    "topology": (None, f"chip and shape of the slice, e.g. v5e:4x4; chips: {', '.join(CHIPS)}"),
+    "steps": (",".join(STEPS), "steps to compile"),
     "output": ("", "JSON file for all figures"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
@@ -50,38 +53,8 @@ from hrnet_jax.models.fold import fold
 from hrnet_jax.tpu.hlo import collectives
 from hrnet_jax.training.step import learning_rate, make_train_step, start
 
-STEPS = ("train", "eval")
-
 logger = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A chip's published figures.
-
-    Attributes:
-      hbm: capacity, GiB.
-      bandwidth: HBM bandwidth, GB/s.
-      compute: bfloat16 peak, TFLOP/s.
-      ici: bandwidth to other chips, both directions together, GB/s.
-      dimensions: dimensions of the network of chips.
-    """
-
-    hbm: int
-    bandwidth: int
-    compute: int
-    ici: int
-    dimensions: int
-
-
-# From cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, November 2026. The v4 page does not give its ICI: six links of
-# 50 GB/s per direction (Jouppi et al. 2023, "TPU v4: An Optically Reconfigurable Supercomputer").
-CHIPS = {
-    "v4": Chip(hbm=32, bandwidth=1200, compute=275, ici=600, dimensions=3),
-    "v5e": Chip(hbm=16, bandwidth=819, compute=197, ici=400, dimensions=2),
-    "v5p": Chip(hbm=95, bandwidth=2765, compute=459, ici=1200, dimensions=3),
-    "v6e": Chip(hbm=32, bandwidth=1638, compute=918, ici=800, dimensions=2),
-}
 
 # Lets libtpu describe absent chips instead of searching for them.
 _ENVIRONMENT = {

@@ -25,12 +25,14 @@ from __future__ import annotations
 
 from hrnet_jax import cli
 
+STYLES = ("mmpose", "official")
+
 OPTIONS: cli.Options = {
     "input": (None, "checkpoint (.pth, .safetensors); with --to a converted folder or a work directory"),
     "output": (None, "converted folder; with --to a .pth or .safetensors file"),
     "config": ("", "config that the checkpoint was trained with, FILE or FILE:ARG; not with --to"),
     "ema": (False, "converts the weights under an EMAHook's names; see above"),
-    "to": ("", "converts back to PyTorch, with the names of mmpose or official"),
+    "to": ("", f"converts back to PyTorch, with the names of {' or '.join(STYLES)}"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
@@ -54,8 +56,6 @@ from hrnet_jax.weights import checkpoint, torch_files
 from hrnet_jax.weights.backbone import WIDTH, backbone_of, variant_of_width
 from hrnet_jax.weights.folder import check_free, is_folder, save_folder
 from hrnet_jax.weights.torch_files import Tensors
-
-STYLES = ("mmpose", "official")
 
 # Arrays that only classification networks have: their head, and the stage 4 outputs that only the head uses.
 _CLASSIFIER = re.compile(

@@ -15,12 +15,26 @@ status 2: the program and the live model differ, and nothing was written.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from hrnet_jax import cli
+
+
+class Tolerance(NamedTuple):
+    """Accepted differences: crop pixels, deviation of scores, and share of keypoints that may move farther."""
+
+    pixels: float
+    scores: float
+    moved: float
+
+
+# bfloat16 has 8 bits of precision: of two peaks with nearly equal heights, the other may win.
+TOLERANCE = {"float32": Tolerance(1e-4, 1e-4, 0.0), "bfloat16": Tolerance(1.0, 0.05, 0.1)}
 
 OPTIONS: cli.Options = {
     "checkpoint": (None, "work directory, or converted or exported folder"),
     "output": (None, "new folder"),
-    "dtype": ("float32", "the program's arithmetic: float32 or bfloat16"),
+    "dtype": ("float32", f"the program's arithmetic: {' or '.join(TOLERANCE)}"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
@@ -30,7 +44,6 @@ import importlib.metadata
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +64,7 @@ from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.models import Network, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import Arrays
+from hrnet_jax.outcomes import Aborted
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import MODEL, Model, check_free, new_folder
 
@@ -73,18 +87,6 @@ class Deviation(NamedTuple):
     keypoints: float
     scores: float
     moved: float
-
-
-class Tolerance(NamedTuple):
-    """Accepted differences: crop pixels, deviation of scores, and share of keypoints that may move farther."""
-
-    pixels: float
-    scores: float
-    moved: float
-
-
-# bfloat16 has 8 bits of precision: of two peaks with nearly equal heights, the other may win.
-TOLERANCE = {"float32": Tolerance(1e-4, 1e-4, 0.0), "bfloat16": Tolerance(1.0, 0.05, 0.1)}
 
 
 def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -> dict[str, Any]:
@@ -117,17 +119,17 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
             (folder / name).write_bytes(program.serialize())
         found, allowed = deviation(folder, trained, dtype), TOLERANCE[dtype]
         if not (found.scores <= allowed.scores and found.moved <= allowed.moved):  # nor NaN
-            raise cli.Aborted(
+            raise Aborted(
                 f"{output}: not written: program and model differ by {found.keypoints:.2g} pixels and "
                 f"{found.scores:.2g} of the scores; {found.moved:.0%} of the keypoints exceed the tolerance"
             )
-        facts |= {"deviation": found._asdict(), "tolerance": allowed._asdict()}
-        (folder / FACTS).write_text(json_text(facts))
+        text = json_text({**facts, "deviation": found._asdict(), "tolerance": allowed._asdict()})
+        (folder / FACTS).write_text(text)
         (folder / "example.py").write_bytes(_EXAMPLE.read_bytes())
         (folder / "README.md").write_text(_README.format(**facts))
         sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.iterdir())]
         (folder / "SHA256SUMS").write_text("".join(sums))
-    return json.loads(json_text(facts))
+    return json.loads(text)
 
 
 def build(config: ConfigDict, dtype: str) -> dict[str, jax_export.Exported]:
