@@ -14,7 +14,6 @@ import argparse
 import collections
 import contextlib
 import json
-import os
 import pathlib
 import random
 import re
@@ -209,7 +208,7 @@ def main() -> None:
     kills, resumed, fell_back = [], 0, 0
     workdir = arguments.output / "killed"
     line = [sys.executable, "-c", _READER, str(workdir)]
-    reader = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    reader = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     killing = time.monotonic()
     for number, kind in enumerate(kinds):
         if time.monotonic() - killing > 60 * arguments.minutes:

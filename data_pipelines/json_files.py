@@ -7,13 +7,15 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from etils import epath
 
 from data_pipelines import storage
 from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError
+
+T = TypeVar("T")
 
 _skip_whitespace = re.compile(r"[ \t\n\r]*").match
 _decode = json.JSONDecoder().raw_decode
@@ -25,6 +27,15 @@ def read_json(path: str | os.PathLike) -> Any:
     check_regular(path)
     with _errors_named(path):
         return json.loads(epath.Path(path).read_bytes())
+
+
+def read_json_if_intact(path: str | os.PathLike, kind: type[T]) -> T | None:
+    """The content of a JSON file; None if the file is missing or damaged, or its content is not of this kind."""
+    try:
+        content = read_json(path)
+    except InputError:
+        return None
+    return content if isinstance(content, kind) else None
 
 
 def stream_json(path: str | os.PathLike, keys: set[str] | None = None) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,6 @@ with the state saved (EX_TEMPFAIL: run the same command again).
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -22,10 +21,8 @@ from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.errors import InputError, LogFormatter, printable, tell
 from data_pipelines.json_files import read_json
+from data_pipelines.storage import DISK_PROBLEMS
 from hrnet_jax.outcomes import ABORTED, INTERRUPTED, Aborted, Interrupted
-
-# What a full disk, a quota or missing permissions look like.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 # A flag's name -> (default, or None where it must be given; help).
 Options = Mapping[str, tuple[str | bool | None, str]]
@@ -69,7 +66,7 @@ def run(
         tell(error)
         sys.exit(1)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.strerror not in DISK_PROBLEMS:
             raise
         print(printable(f"error: {error.filename or 'writing'}: {error.strerror}"), file=sys.stderr)
         sys.exit(1)

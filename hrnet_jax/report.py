@@ -41,8 +41,9 @@ from hrnet_jax.weights import checkpoint
 
 _SUMMED = ("loss", "learning_rate", "gradient_norm")
 # Folders of a work directory that are not searched for evaluations, and the search depth.
-_OTHERS = {"checkpoints", "cache", "logs", "tensorboard", "profile", "metrics"}
+_OTHERS = {checkpoint.FOLDER, "cache", "logs", "tensorboard", "profile", "metrics"}
 _DEPTH = 3
+_AP = metric_files.EVALUATION + "AP"
 
 Records = list[dict[str, float]]
 
@@ -143,15 +144,15 @@ def _described(config: ConfigDict) -> str:
 
 def _overview(folder: epath.Path, records: Records, evaluations: list[Evaluation]) -> Html:
     rows: list[tuple[str, object]] = []
-    measured = [record for record in records if "eval/AP" in record]
+    measured = [record for record in records if _AP in record]
     if measured:
-        best = max(measured, key=lambda record: record["eval/AP"])
-        rows.append(("Best AP", f"{_ap(best['eval/AP'])} at step {best['step']:,.0f}"))
+        best = max(measured, key=lambda record: record[_AP])
+        rows.append(("Best AP", f"{_ap(best[_AP])} at step {best['step']:,.0f}"))
     elif not evaluations:
         rows.append(("Best AP", "nothing was evaluated yet"))
     if last := _last(records, "loss"):
         rows.append(("Logged", f"up to step {records[-1]['step']:,.0f}; loss {last:.3g}"))
-    if (steps := checkpoint.steps(folder / "checkpoints")) or records:
+    if (steps := checkpoint.steps(folder / checkpoint.FOLDER)) or records:
         rows.append(("Checkpoints at steps", ", ".join(f"{step:,}" for step in steps) or "none"))
     if starts := record_lib.read_starts(folder):
         rows.append(("Started", f"{len(starts)} times, last {_start(starts[-1])}"))
@@ -186,7 +187,7 @@ def _results(evaluations: list[Evaluation]) -> list[Html]:
 def _curves(records: Records) -> Html:
     losses = {key: _points(records, key) for record in records for key in record if key.startswith("loss/")}
     losses = {"loss": _points(records, "loss"), **losses} if len(losses) != 1 else losses
-    scores = {name: _points(records, f"eval/{name}") for name in ("AP", "AP50", "AR")}
+    scores = {name: _points(records, metric_files.EVALUATION + name) for name in ("AP", "AP50", "AR")}
     return tag(
         "div",
         chart("Loss", losses, log=True),

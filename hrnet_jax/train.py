@@ -58,7 +58,7 @@ from hrnet_jax.training.step import (
 from hrnet_jax.training.step_log import Profiler, StepLog
 from hrnet_jax.training.stopping import StopRequest
 from hrnet_jax.weights.backbone import initial_model, with_backbone
-from hrnet_jax.weights.checkpoint import Checkpoints
+from hrnet_jax.weights.checkpoint import FOLDER, Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
         # Model, codec, optimizer, evaluator.
         codec = create_codec(config.codec)
-        network = Network.of(abstract_model(config.model))
+        model = abstract_model(config.model)
+        network = Network.of(model)
         schedule = learning_rate(config.optimizer, steps_per_epoch)
         optimizer = optax.adam(schedule)
         train_step = make_train_step(
@@ -113,9 +114,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         evaluator = Evaluator(config, mesh)
 
         # The state: from the newest checkpoint, else fresh.
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", config.checkpoint.keep, config.best))
+        checkpoints = stack.enter_context(Checkpoints(folder / FOLDER, config.checkpoint.keep, config.best))
         fresh = functools.partial(start, optimizer=optimizer, ema_decay=config.ema)
-        abstract = jax.eval_shape(fresh, *state_dict(abstract_model(config.model)))
+        abstract = jax.eval_shape(fresh, *state_dict(model))
         if restored := checkpoints.restore(to_items(on_mesh(abstract, replicated(mesh)))):
             items, meta = restored
             state, progress = from_items(items), meta["progress"]

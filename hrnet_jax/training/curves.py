@@ -23,7 +23,8 @@ def draw_curves(workdir: str | os.PathLike) -> None:
     if loss_axis.lines:
         loss_axis.legend()
     for name in ("AP", "AP50", "AR"):
-        points = [(record["step"], record[f"eval/{name}"]) for record in records if f"eval/{name}" in record]
+        key = metrics.EVALUATION + name
+        points = [(record["step"], record[key]) for record in records if key in record]
         if points:
             ap_axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
     ap_axis.set(xlabel="step", ylim=(0, 1), title="Evaluation")

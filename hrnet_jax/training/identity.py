@@ -12,7 +12,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData
 from hrnet_jax import config as config_lib
 from hrnet_jax.weights.backbone import initial_model
-from hrnet_jax.weights.checkpoint import steps
+from hrnet_jax.weights.checkpoint import FOLDER, steps
 from hrnet_jax.weights.folder import Model, is_folder
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def check_experiment(workdir: epath.Path, config: ConfigDict) -> None:
     if is_folder(workdir):
         raise InputError(f"{workdir}: is a converted or exported folder; choose another --workdir")
     path = workdir / "config.json"
-    is_begun = path.exists() and steps(workdir / "checkpoints")
+    is_begun = path.exists() and steps(workdir / FOLDER)
     if is_begun and (different := config_lib.differences(config, config_lib.from_json(path))):
         raise InputError(
             f"{workdir} holds another experiment; choose another --workdir, or undo: {'; '.join(different)}"

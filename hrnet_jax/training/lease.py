@@ -26,7 +26,7 @@ from etils import epath
 
 from data_pipelines import storage
 from data_pipelines.errors import InputError
-from data_pipelines.json_files import read_json
+from data_pipelines.json_files import read_json_if_intact
 from hrnet_jax.mesh import from_main_host
 from hrnet_jax.weights.checkpoint import check_name
 
@@ -125,11 +125,7 @@ class Lease:
         storage.write(self._path, content, sync=False)  # not needed after a power cut
 
     def _read(self) -> dict[str, Any] | None:
-        try:
-            holder = read_json(self._path) if self._path.exists() else None
-        except (InputError, FileNotFoundError):
-            return None
-        return holder if isinstance(holder, dict) else None
+        return read_json_if_intact(self._path, dict)
 
 
 @contextlib.contextmanager

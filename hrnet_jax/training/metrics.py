@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -111,7 +111,7 @@ class _File:
         if len(records) < len(lines):
             logger.warning("%s: %d damaged lines are dropped", self._path, len(lines) - len(records))
         if lines:
-            storage.write(self._path, "".join(json.dumps(record) + "\n" for record in records if is_kept(record)))
+            storage.write(self._path, _text(filter(is_kept, records)))
 
     def read(self) -> list[str]:
         return self._path.read_bytes().decode(errors="replace").splitlines() if self._path.exists() else []
@@ -135,7 +135,7 @@ class _Objects:
             if not kept:
                 path.unlink()
             elif len(kept) < len(records):
-                storage.write(path, "".join(json.dumps(record) + "\n" for record in kept))
+                storage.write(path, _text(kept))
 
     def read(self) -> list[str]:
         with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -153,6 +153,10 @@ def _records(lines: list[str]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             yield record
+
+
+def _text(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def _lines(workdir: str | os.PathLike) -> _File | _Objects:

@@ -26,7 +26,7 @@ from etils import epath
 
 from data_pipelines import storage
 from data_pipelines.errors import InputError
-from data_pipelines.json_files import read_json, write_json
+from data_pipelines.json_files import read_json_if_intact, write_json
 from hrnet_jax.outcomes import Aborted, Interrupted
 
 NAME = "starts.json"
@@ -83,11 +83,8 @@ class RunRecord:
 
 def read_starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a run's starts, oldest first; empty if the file is missing or unreadable."""
-    path = epath.Path(workdir) / NAME
-    with contextlib.suppress(InputError, FileNotFoundError):
-        starts = read_json(path) if path.exists() else []
-        return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
-    return []
+    starts = read_json_if_intact(epath.Path(workdir) / NAME, list) or []
+    return [start for start in starts if isinstance(start, dict)]
 
 
 class _LogFile(logging.Handler):

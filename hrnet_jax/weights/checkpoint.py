@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import storage
 from data_pipelines.errors import InputError
-from data_pipelines.json_files import read_json, write_json
+from data_pipelines.json_files import read_json, read_json_if_intact, write_json
 from hrnet_jax import config as config_lib
 from hrnet_jax.mesh import from_main_host
 from hrnet_jax.models import abstract_model, state_dict
@@ -333,11 +333,7 @@ def _in_order(folder: epath.Path, there: list[int], which: str, metric: str) -> 
 
 def _metrics(path: epath.Path) -> dict[str, Any]:
     """The metrics of a checkpoint; empty if it was not evaluated or the file is damaged."""
-    try:
-        metrics = read_json(path / _METRICS)
-    except (InputError, FileNotFoundError):
-        return {}
-    return metrics if isinstance(metrics, dict) else {}
+    return read_json_if_intact(path / _METRICS, dict) or {}
 
 
 def _conditions(metrics: Mapping[str, Any]) -> dict[str, Any]:

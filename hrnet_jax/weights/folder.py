@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from data_pipelines import storage
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, listed
 from hrnet_jax import config as config_lib
 from hrnet_jax.models import abstract_model, state_dict
 from hrnet_jax.models.names import mismatches
@@ -59,7 +59,7 @@ class Model(NamedTuple):
         params, stats = state_dict(abstract_model(self.config.model))
         if problems := mismatches({**self.params, **self.stats}, {**params, **stats}):
             raise InputError(
-                f"{self.origin}: arrays do not fit the config in {len(problems)} entries: {'; '.join(problems[:3])}"
+                f"{self.origin}: arrays do not fit the config in {len(problems)} entries: {listed(problems)}"
             )
 
     def digest(self) -> str:
