@@ -42,7 +42,7 @@ from hrnet_jax.models import Network, abstract_model, create_model, state_dict
 from hrnet_jax.outcomes import Interrupted
 from hrnet_jax.training import compilation, metrics
 from hrnet_jax.training.curves import draw_curves
-from hrnet_jax.training.identity import check_experiment, continued, trained_on
+from hrnet_jax.training.identity import check_experiment, continued, described, trained_on
 from hrnet_jax.training.lease import hold
 from hrnet_jax.training.record import RunRecord, describe_devices
 from hrnet_jax.training.step import (
@@ -129,7 +129,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                 params, stats = with_backbone(init, params, stats)
             state = jax.device_put(fresh(params, stats), replicated(mesh))
             progress = {"samples": 0, "unreadable": 0, "loss": None}
-            history = [trained_on(data, config.init, init)]
+            history = [trained_on(data, described(config.init, init))]
             logger.info("the backbone starts %s", f"from {init.origin}" if init else _AT_RANDOM)
         start_step = int(state.step)
         state = jax.jit(network.stack, donate_argnums=0)(state)

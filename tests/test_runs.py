@@ -19,10 +19,12 @@ import pytest
 from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json, write_json
+from data_pipelines.pipeline import TrainData
 from hrnet_jax import convert
 from hrnet_jax.config import from_json
 from hrnet_jax.train import train
 from hrnet_jax.training import lease, metrics, record
+from hrnet_jax.training.identity import continued
 from hrnet_jax.training.lease import Lease
 from hrnet_jax.weights import backbone, checkpoint
 from hrnet_jax.weights.checkpoint import Checkpoints, best_step
@@ -343,6 +345,18 @@ def test_another_init_is_refused(shared, trained, tmp_path):
     shutil.rmtree(tmp_path / "a")
     config.init, config.epochs = str(tmp_path / "a"), 3
     assert train(config, tmp_path / "run")["step"] == 18
+
+
+def test_another_init_that_is_accepted_is_recorded_once(shared, trained, workdir):
+    config = local_config(shared)
+    data = TrainData.load(config.data, config.seed)
+    begun = {"step": 12, "data": read_json(workdir / "checkpoints/12/meta/metadata")["data"]}
+    config.init, config.accept_changed_data = str(trained), True
+    history = continued(config, data, begun)
+    digest = checkpoint.load(trained).digest()
+    assert [entry["from_step"] for entry in history] == [0, 12]
+    assert [entry["init"] for entry in history] == [None, {"path": str(trained), "digest": digest}]
+    assert continued(config, data, {"step": 18, "data": history}) == history
 
 
 # What the folder says.

@@ -33,10 +33,15 @@ def check_experiment(workdir: epath.Path, config: ConfigDict) -> None:
         )
 
 
-def trained_on(data: TrainData, path: str, init: Model | None, step: int = 0) -> dict[str, Any]:
+def trained_on(data: TrainData, init: dict[str, str] | None, step: int = 0) -> dict[str, Any]:
     """The training data from a step on, as stored in checkpoints: people and digest per source, and `config.init`."""
     sources = {source.name: {"people": len(source), "digest": source.digest()} for source in data.sources}
-    return {"from_step": step, "sources": sources, "init": {"path": path, "digest": init.digest()} if init else None}
+    return {"from_step": step, "sources": sources, "init": init}
+
+
+def described(path: str, model: Model | None) -> dict[str, str] | None:
+    """`config.init` as stored in checkpoints: its path and the digest of its model; None if there is none."""
+    return {"path": path, "digest": model.digest()} if model else None
 
 
 def continued(config: ConfigDict, data: TrainData, meta: dict[str, Any]) -> list[dict[str, Any]]:
@@ -45,18 +50,19 @@ def continued(config: ConfigDict, data: TrainData, meta: dict[str, Any]) -> list
     Raises InputError if the data changed, unless `config.accept_changed_data`; the change is then added to the history.
     """
     history = meta["data"]
-    before, init = history[-1], history[-1]["init"]
-    now = trained_on(data, "", None, meta["step"])
+    before = history[-1]
+    now = trained_on(data, before["init"], meta["step"])
     different = [
         f"{name}: {_people(now['sources'].get(name))}, not {_people(before['sources'].get(name))}"
         for name in sorted({*now["sources"], *before["sources"]})
         if now["sources"].get(name) != before["sources"].get(name)
     ]
-    now["init"] = init
-    if config.init != (init or {"path": ""})["path"]:
-        other = initial_model(config.init) if config.init else None
-        if init is None or other is None or other.digest() != init["digest"]:
-            different.append(f"config.init: {config.init!r}, not {init['path'] if init else ''!r}")
+    old = before["init"] or {"path": "", "digest": ""}
+    if config.init != old["path"]:  # the recorded path may be gone, another one must hold the same model
+        init = described(config.init, initial_model(config.init) if config.init else None)
+        if init is None or init["digest"] != old["digest"]:
+            different.append(f"config.init: {config.init!r}, not {old['path']!r}")
+            now["init"] = init
     if not different:
         return history
     if not config.accept_changed_data:
