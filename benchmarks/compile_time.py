@@ -40,7 +40,7 @@ def measure(scan: bool, arguments: argparse.Namespace) -> dict[str, Any]:
     config = coco.get_config()
     config.model.variant, config.model.scan = arguments.variant, scan
     size, batch = tuple(config.codec.input_size), arguments.batch
-    model = create_model(config.model)
+    model = create_model(config)
     network, optimizer = Network.of(model), optax.adam(5e-4)
     step = make_train_step(network, create_codec(config.codec), optimizer, 1)
     params, stats = network.stack(state_dict(model))

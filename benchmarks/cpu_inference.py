@@ -40,7 +40,7 @@ def our_forward(task: dict[str, Any]) -> tuple[Callable[[], Any], str]:
     from hrnet_jax.models import Network, abstract_model, create_model, state_dict
     from hrnet_jax.models.fold import fold
 
-    config = experiment(task["variant"], tuple(task["size"]), "float32", 1).model
+    config = experiment(task["variant"], tuple(task["size"]), "float32", 1)
     folded = "folded" in task["mode"]
     network = Network.of(abstract_model(config, folded=folded))
     weights: Any = state_dict(create_model(config))

@@ -26,6 +26,7 @@ from full_scale import SIZE, link_pictures, random_box, random_points, write_pic
 
 from configs import coco
 from data_pipelines.pipeline import EvalData
+from hrnet_jax.codecs import create_codec
 
 IMAGES, BOXES, PEOPLE = 5_000, 104_125, 6_352
 
@@ -72,7 +73,7 @@ def evaluate(root: pathlib.Path, output: pathlib.Path) -> dict[str, float]:
 
     start = time.monotonic()
     config = config_at(root)
-    model = create_model(config.model)
+    model = create_model(config)
     evaluator = Evaluator(config, create_mesh())
     loaded = time.monotonic() - start
     result = evaluator(*state_dict(model))
@@ -110,7 +111,8 @@ def run(root: pathlib.Path, hosts: int) -> tuple[dict[str, float], str]:
 
 def decode_seconds(root: pathlib.Path) -> tuple[float, float]:
     """Seconds of one core to open and decode every image once, and to cut all crops besides."""
-    data = EvalData.load(config_at(root).data, 256)
+    config = config_at(root)
+    data = EvalData.load(config, create_codec(config.codec))
     start = time.monotonic()
     for rows in data.images:
         data.instances.open(rows[0]).pixels()

@@ -26,6 +26,7 @@ import numpy as np
 
 from configs import coco_aic_merge
 from data_pipelines.pipeline import TrainData, iterate
+from hrnet_jax.codecs import create_codec
 
 COCO_IMAGES, COCO_PEOPLE, COCO_LABELLED = 118_287, 262_465, 149_813
 AIC_IMAGES, AIC_PEOPLE = 210_000, 378_352
@@ -140,7 +141,7 @@ def first_batch(root: pathlib.Path, workers: int) -> dict[str, float]:
     config = coco_aic_merge.get_config()
     config.cache_dir, config.data.root = str(root / "cache"), str(root)
     start = time.monotonic()
-    data = TrainData.load(config.data, config.seed)
+    data = TrainData.load(config, create_codec(config.codec))
     known = time.monotonic() - start
     batches = iterate(data.batches(64), threads=2, workers=workers)
     assert next(batches)["image"].shape == (64, 256, 192, 3)

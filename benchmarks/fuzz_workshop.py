@@ -93,7 +93,7 @@ def _save_model(folder: pathlib.Path) -> None:
     config = config_lib.load_config(CONFIG)
     config.model.variant = "tiny"
     config.eval.batch_size = 4
-    params, stats = state_dict(abstract_model(config.model))
+    params, stats = state_dict(abstract_model(config))
     arrays = initial_arrays({**params, **stats}, seed=0)
     # Peaks of about 1, so that answers are spread over the crop.
     arrays["head.final_layer.weight"] = arrays["head.final_layer.weight"] * 300

@@ -28,6 +28,7 @@ from configs import coco
 from data_pipelines import prepare, transforms
 from data_pipelines.images import read_image
 from data_pipelines.pipeline import TrainData, iterate, stack
+from hrnet_jax.codecs import create_codec
 
 BATCH = 64
 # COCO's and AI Challenger's people, for what depends on their number.
@@ -36,12 +37,12 @@ FULL_SIZE = 149_813 + 378_352
 
 def load(root: pathlib.Path, prepared: pathlib.Path | None = None) -> TrainData:
     """The recipe's training samples from raw files, or from a prepared folder."""
-    config = coco.get_config().data
-    config.root = str(root)
+    config = coco.get_config()
+    config.data.root = str(root)
     if prepared:
-        config.format = "tfds"
-        config.train.coco.prepared = str(prepared.absolute())
-    return TrainData.load(config, seed=0)
+        config.data.format = "tfds"
+        config.data.train.coco.prepared = str(prepared.absolute())
+    return TrainData.load(config, create_codec(config.codec))
 
 
 def stages(data: TrainData, rows: list[int]) -> dict[str, Callable[[], Any]]:

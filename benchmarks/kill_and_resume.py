@@ -155,7 +155,7 @@ def kill_once(
 def final_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
     """All arrays of the newest checkpoint by path, and its step."""
     config = from_json(workdir / "config.json")
-    state = start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), config.ema)
+    state = start(*state_dict(create_model(config)), optax.adam(lambda step: 1e-3), config.ema)
     newest = epath.Path(workdir) / "checkpoints" / str(checkpoint.steps(workdir / "checkpoints")[-1])
     assert checkpoint.damage(newest) is None
     items, meta = checkpoint.restore(newest, to_items(on_mesh(state, replicated(create_mesh(jax.devices()[:1])))))

@@ -116,7 +116,7 @@ def compare(exact: tuple[Gradients, float], rounded: tuple[Gradients, float]) ->
 
 def gradients(config: ConfigDict) -> tuple[Gradients, float]:
     """The gradients that the trainer's step hands to the optimizer, by name, and the loss."""
-    model = create_model(config.model)
+    model = create_model(config)
     # An optimizer whose state is what it was given last.
     keep = optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params),

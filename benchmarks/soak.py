@@ -25,6 +25,7 @@ from full_scale import tree_memory
 from configs import coco
 from data_pipelines.pipeline import EvalData, TrainData, iterate
 from data_pipelines.synthetic import write_dataset
+from hrnet_jax.codecs import create_codec
 
 EVALUATIONS, BATCHES = 200, 20_000
 
@@ -50,7 +51,7 @@ def tree(pid: int) -> list[int]:
 
 def evaluations(config) -> Iterator[None]:
     """Short evaluations, one after the other."""
-    data = EvalData.load(config, 16)
+    data = EvalData.load(config, create_codec(config.codec))
     while True:
         for _ in data:
             pass
@@ -59,7 +60,7 @@ def evaluations(config) -> Iterator[None]:
 
 def batches(config, workers: int) -> Iterator[None]:
     """Training batches of one iterator."""
-    stream = iterate(TrainData.load(config, 0).batches(32), threads=2, workers=workers)
+    stream = iterate(TrainData.load(config, create_codec(config.codec)).batches(32), threads=2, workers=workers)
     try:
         for _ in stream:
             yield
@@ -92,9 +93,9 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     arguments = parser.parse_args()
     write_dataset(arguments.root, coco_train=64, coco_val=16, aic_train=0, image_size=(96, 96))
-    config = coco.get_config("runlocal").data
-    config.root, config.input_size, config.loader.threads = str(arguments.root), (64, 32), 2
-    config.eval.boxes = ""
+    config = coco.get_config("runlocal")
+    config.data.root, config.codec.input_size, config.data.loader.threads = str(arguments.root), (64, 32), 2
+    config.data.eval.boxes = ""
     parts = {
         "evaluations": (evaluations(config), EVALUATIONS),
         "batches, threads": (batches(config, 0), BATCHES),

@@ -45,8 +45,8 @@ class Step:
 
     def __init__(self, name: str, config: ConfigDict):
         self.name, self.mesh = name, create_mesh(1)
-        network = Network.of(abstract_model(config.model))
-        params, stats = network.stack(state_dict(create_model(config.model)))
+        network = Network.of(abstract_model(config))
+        params, stats = network.stack(state_dict(create_model(config)))
         self.state: Any = (params, stats)
         if name == "train":
             optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=1000))
@@ -62,8 +62,8 @@ class Step:
         self.trace_seconds, self.compile_seconds = traced - started, time.perf_counter() - traced
 
     def _folded(self, config: ConfigDict) -> jax.stages.Lowered:
-        network = Network.of(abstract_model({**config.model, "scan": False}, folded=True))
-        flip_indices = keypoint_set(config.model.keypoints).flip_indices
+        network = Network.of(abstract_model(config, folded=True, scan=False))
+        flip_indices = keypoint_set(config.keypoints).flip_indices
         step: Any = make_eval_step(network, create_codec(config.codec), flip_indices, config.eval.flip_test)
         return step.lower(*self.state, self.batch["image"])
 
@@ -104,7 +104,7 @@ class Step:
 def random_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     """Crops of noise with keypoints in them."""
     rng, (height, width) = np.random.default_rng(seed), config.codec.input_size
-    size, joints = config.batch_size, len(keypoint_set(config.model.keypoints))
+    size, joints = config.batch_size, len(keypoint_set(config.keypoints))
     return {
         "image": rng.integers(0, 256, (size, height, width, 3), np.uint8),
         "keypoints": (rng.random((size, joints, 2)) * (width, height)).astype(np.float32),

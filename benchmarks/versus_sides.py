@@ -25,6 +25,7 @@ from benchmarks.steps import Step, experiment, random_batch
 from data_pipelines.images import Decoded
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData, TrainData, iterate, stack
+from hrnet_jax.codecs import create_codec
 
 # f(steps) runs so many and returns the number of images.
 Run = Callable[[int], int]
@@ -34,7 +35,6 @@ def configure(task: dict[str, Any]) -> ConfigDict:
     """The recipe, on the task's files with annotated boxes."""
     config = experiment(task["variant"], tuple(task["size"]), task["dtype"], task["batch_size"])
     config.data.root, config.data.eval.boxes = task["root"], ""
-    config.data.input_size = tuple(task["size"])
     config.data.loader.threads = task["workers"]
     return config
 
@@ -78,15 +78,15 @@ def ours(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, Any]]
         if not task["job"].endswith("jpeg"):
             return itertools.repeat(program.batch)
         if train:
-            stream = TrainData.load(config.data, 0).batches(config.batch_size)
+            stream = TrainData.load(config, create_codec(config.codec)).batches(config.batch_size)
             return iterate(stream, threads=task["workers"], workers=0)
-        data = EvalData.load(config.data, config.batch_size)
+        data = EvalData.load(config, create_codec(config.codec))
         return itertools.chain.from_iterable(itertools.repeat(data))
 
     def answered(batch: dict[str, Any], found: Any) -> None:
         keypoints, _ = jax.device_get(found)
         if "center" in batch:
-            to_image(keypoints, batch["center"], batch["scale"], tuple(config.data.input_size))
+            to_image(keypoints, batch["center"], batch["scale"], tuple(config.codec.input_size))
 
     batches = forever()
 
@@ -121,7 +121,7 @@ def _our_weights(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[st
         draw_files(config, task["people"])
     config.model.dtype = "float32"
     with jax.default_device(jax.devices("cpu")[0]):
-        model = create_model(config.model)
+        model = create_model(config)
         params, stats = state_dict(model)
         # BatchNorm as a training leaves it, not the identity.
         rng = np.random.default_rng(0)
@@ -149,7 +149,7 @@ def pytorch(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, An
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
-    joints = keypoint_set(config.model.keypoints)
+    joints = keypoint_set(config.keypoints)
     model = torch_hrnet.HRNet(dataclasses.asdict(VARIANTS[task["variant"]]), len(joints))
     if task["job"] == "check":
         return _their_deviation(task, config, model)
@@ -189,7 +189,7 @@ def pytorch(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, An
         keypoints, _ = torch_hrnet.decode(heatmaps.numpy())
         if "center" in batch:
             center, scale = (batch[key].numpy() for key in ("center", "scale"))
-            to_image(keypoints, center, scale, tuple(config.data.input_size))
+            to_image(keypoints, center, scale, tuple(config.codec.input_size))
 
     def to_host(heatmaps: Any) -> tuple[Any, Any]:
         if device == "cpu":
@@ -241,10 +241,10 @@ class Crops:
 
     def __init__(self, config: ConfigDict, train: bool):
         self.train = train
-        self.data: Any = EvalData.load(config.data, config.batch_size)
+        self.data: Any = EvalData.load(config, create_codec(config.codec))
         self.order: Any = None
         if train:
-            self.data = TrainData.load(config.data, 0)
+            self.data = TrainData.load(config, create_codec(config.codec))
             self.order = self.data.order()
 
     def __len__(self) -> int:

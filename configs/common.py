@@ -6,7 +6,7 @@ by commas: `configs/coco.py:w48,384x288,udp` or `configs/coco.py:runlocal`.
 
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
 from data_pipelines.keypoints import KeypointSet
 
@@ -73,15 +73,11 @@ def recipe(
       evaluate: the evaluation set: annotations, images, keypoint set, detector boxes ("" for annotated boxes).
     """
     variants = parse(arg)
-    input_size = FieldReference((256, 192))
-    keypoint_set = FieldReference(keypoints)
-    cache_dir = FieldReference("")
-
     c = ConfigDict()
     c.seed = 0
     c.epochs = 210
     c.batch_size = 512  # global batch, over all devices
-    c.cache_dir = cache_dir  # annotation indexes and compiled programs; "": `cache` in the work directory
+    c.cache_dir = ""  # annotation indexes and compiled programs; "": `cache` in the work directory
     c.devices = 0  # number of devices to use; 0: all devices of all hosts
     c.accumulate = 1  # number of parts in which a batch's gradients are computed
     c.ema = 0.0  # decay of the weights' moving averages, which evaluation then uses; 0: none
@@ -90,11 +86,10 @@ def recipe(
     c.max_skipped = 10  # steps with non-finite loss or gradients before the run is aborted
     c.profile = (0, 0)  # first and last step of a TensorBoard trace; (0, 0): none
     c.init = ""  # a converted folder whose backbone initialises training; "": random weights
+    c.keypoints = keypoints  # the set that the network predicts, or its name; each source's keypoints are mapped to it
 
     c.model = ConfigDict()
     c.model.variant = "w32"
-    c.model.keypoints = keypoint_set
-    c.model.maps_per_keypoint = 1
     c.model.dtype = "float32"
     c.model.group_size = 64  # samples that share BatchNorm statistics; 0: the complete batch
     c.model.pack = False  # packs columns into a TPU's lanes: less memory traffic below 128 images per chip
@@ -102,16 +97,12 @@ def recipe(
 
     c.codec = ConfigDict()
     c.codec.name = "msra"
-    c.codec.input_size = input_size
+    c.codec.input_size = (256, 192)  # height, width of the crops
     c.codec.sigma = 2.0
 
     c.data = ConfigDict()
     c.data.root = "data"
     c.data.format = "files"  # or "tfds": the records of data_pipelines.prepare in each source's `prepared`
-    c.data.cache_dir = cache_dir
-    c.data.input_size = input_size
-    c.data.keypoints = keypoint_set
-    c.data.warp = "msra"
     c.data.train = ConfigDict(train)
     c.data.eval = ConfigDict(evaluate)
     c.data.mix = ConfigDict({name: 0.0 for name in train})  # weights of the sources; all 0: each person once per epoch
@@ -196,15 +187,12 @@ def _dark(c: ConfigDict) -> None:
 def _udp(c: ConfigDict) -> None:
     c.codec.name = "udp"
     c.codec.blur_kernel = 11
-    c.data.warp = "udp"
 
 
 def _udp_combined(c: ConfigDict) -> None:
     del c.codec.sigma
     c.codec.name = "udp_combined"
     c.codec.radius_factor = 0.0546875
-    c.data.warp = "udp"
-    c.model.maps_per_keypoint = 3
 
 
 def _photometric(c: ConfigDict) -> None:

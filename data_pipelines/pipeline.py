@@ -20,18 +20,18 @@ import numpy as np
 from absl import flags
 from grain._src.python.dataset.transformations.process_prefetch import ProcessPrefetchIterDataset
 
-from data_pipelines import transforms
+from data_pipelines import storage, transforms
 from data_pipelines.annotations import cached_instances, load_detections
 from data_pipelines.errors import InputError
 from data_pipelines.images import Decoded, Picture
 from data_pipelines.instances import Instances
-from data_pipelines.keypoints import KeypointMapping, keypoint_set
+from data_pipelines.keypoints import KeypointMapping, KeypointSet, keypoint_set
 from data_pipelines.mix import mix_weights
 from data_pipelines.pixels import augment_pixels
 from data_pipelines.prepared import load_prepared
 from data_pipelines.processes import become_worker, starting_workers
 from data_pipelines.transforms import Augmentation, View
-from data_pipelines.types import Batch, Config
+from data_pipelines.types import Batch, Config, Crops
 
 # Attempts to replace an unreadable sample before raising an error.
 _ATTEMPTS = 100
@@ -44,15 +44,15 @@ _AHEAD = 2
 
 
 def create_train_dataset(
-    config: Config, *, batch_size: int, seed: int, start_step: int = 0, host: int = 0, hosts: int = 1
+    config: Config, crops: Crops, *, start_step: int = 0, host: int = 0, hosts: int = 1
 ) -> grain.MapDataset:
-    """Returns the endless training batches of one host; see `TrainData.batches`."""
-    return TrainData.load(config, seed).batches(batch_size, start_step=start_step, host=host, hosts=hosts)
+    """Returns the endless training batches of one host; see `TrainData.load` and `TrainData.batches`."""
+    return TrainData.load(config, crops).batches(config["batch_size"], start_step=start_step, host=host, hosts=hosts)
 
 
-def create_eval_dataset(config: Config, *, batch_size: int, host: int = 0, hosts: int = 1) -> EvalData:
+def create_eval_dataset(config: Config, crops: Crops, *, host: int = 0, hosts: int = 1) -> EvalData:
     """Returns the evaluation batches of one host; see `EvalData`."""
-    return EvalData.load(config, batch_size, host, hosts)
+    return EvalData.load(config, crops, host, hosts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TrainData:
 
     sources: tuple[Instances, ...]
     input_size: tuple[int, int]
-    keypoints: Any
+    keypoints: KeypointSet
     warp: str
     augmentation: Augmentation
     seed: int
@@ -74,19 +74,31 @@ class TrainData:
     epoch_size: int = 0  # samples per epoch of a weighted mix
 
     @classmethod
-    def load(cls, config: Config, seed: int) -> TrainData:
-        """Reads the annotations of `config.train`'s sources, mapped to the model's keypoint set."""
-        target = keypoint_set(config["keypoints"])
-        sources = []
-        for name, source in config["train"].items():
-            labels = keypoint_set(source["keypoints"])
-            instances = _annotated(config, source).mapped(KeypointMapping(labels, target))
-            sources.append(dataclasses.replace(instances, name=name))
+    def load(cls, config: Config, crops: Crops) -> TrainData:
+        """Reads the annotations of `config.data.train`'s sources, mapped to the set `config.keypoints`.
+
+        Args:
+          config: a complete config; `seed`, `keypoints`, `cache_dir` and `data` are used.
+          crops: how crops are cut: the codec.
+        """
+        data = config["data"]
+        sources = [
+            dataclasses.replace(_mapped(_annotated(config, source), source, config), name=name)
+            for name, source in data["train"].items()
+        ]
         if not sources:
             raise InputError("config.data.train names no source")
-        weights, epoch_size = mix_weights(config, [source.name for source in sources])
-        augmentation, size = Augmentation(**config["augment"]), tuple(config["input_size"])
-        return cls(tuple(sources), size, target, config["warp"], augmentation, seed, weights, epoch_size)
+        weights, epoch_size = mix_weights(data, [source.name for source in sources])
+        return cls(
+            sources=tuple(sources),
+            input_size=crops.input_size,
+            keypoints=keypoint_set(config["keypoints"]),
+            warp=crops.warp,
+            augmentation=Augmentation(**data["augment"]),
+            seed=config["seed"],
+            weights=weights,
+            epoch_size=epoch_size,
+        )
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -205,14 +217,20 @@ class EvalData:
     threads: int
 
     @classmethod
-    def load(cls, config: Config, batch_size: int, host: int = 0, hosts: int = 1) -> EvalData:
-        """Reads the annotated boxes of `config.eval`, or a detector's if `config.eval.boxes` names a file."""
+    def load(cls, config: Config, crops: Crops, host: int = 0, hosts: int = 1) -> EvalData:
+        """Reads the annotated boxes of `config.data.eval`, or a detector's if its `boxes` names a file.
+
+        Args:
+          config: a complete config; `eval.batch_size`, `keypoints`, `cache_dir` and `data` are used.
+          crops: how crops are cut: the codec.
+          host: this host's number.
+          hosts: number of hosts.
+        """
+        source, batch_size = config["data"]["eval"], config["eval"]["batch_size"]
         if batch_size % hosts:
             raise InputError(f"config.eval.batch_size={batch_size} does not divide by {hosts} hosts")
-        source = config["eval"]
-        labels = keypoint_set(source["keypoints"])
         instances = _detected(config, source) if source["boxes"] else _annotated(config, source)
-        instances = instances.mapped(KeypointMapping(labels, keypoint_set(config["keypoints"])))
+        instances = _mapped(instances, source, config)
 
         order = np.argsort(instances.image_id, kind="stable")
         cuts = np.flatnonzero(np.diff(instances.image_id[order])) + 1
@@ -221,12 +239,12 @@ class EvalData:
         steps = max(-(-sum(map(len, by_image[h::hosts])) // per_host) for h in range(hosts))
         return cls(
             instances=instances,
-            input_size=tuple(config["input_size"]),
-            warp=config["warp"],
+            input_size=crops.input_size,
+            warp=crops.warp,
             batch_size=per_host,
             images=tuple(by_image[host::hosts]),
             steps=steps,
-            threads=config["loader"]["threads"],
+            threads=config["data"]["loader"]["threads"],
         )
 
     def __len__(self) -> int:
@@ -368,26 +386,29 @@ class _HostSlice(grain.MapDataset):
 
 
 def _annotated(config: Config, source: Config) -> Instances:
-    labels = keypoint_set(source["keypoints"])
-    if config["format"] == "tfds":
+    labels, form = keypoint_set(source["keypoints"]), config["data"]["format"]
+    if form == "tfds":
         return load_prepared(_path(config, source["prepared"]), labels)
-    if config["format"] != "files":
-        raise InputError(f"config.data.format={config['format']!r}: must be 'files' or 'tfds'")
-    return cached_instances(
-        config["cache_dir"], _path(config, source["annotations"]), _path(config, source["images"]), labels
-    )
+    if form != "files":
+        raise InputError(f"config.data.format={form!r}: must be 'files' or 'tfds'")
+    cache = storage.cache_on_disk(config["cache_dir"])
+    return cached_instances(cache, _path(config, source["annotations"]), _path(config, source["images"]), labels)
 
 
 def _detected(config: Config, source: Config) -> Instances:
     labels, boxes = keypoint_set(source["keypoints"]), _path(config, source["boxes"])
-    prepared = _annotated(config, source) if config["format"] == "tfds" else None
+    prepared = _annotated(config, source) if config["data"]["format"] == "tfds" else None
     images = None if prepared else _path(config, source["images"])
     people = load_detections(boxes, _path(config, source["annotations"]), images, labels)
     return people.on_images_of(prepared) if prepared else people
 
 
+def _mapped(instances: Instances, source: Config, config: Config) -> Instances:
+    return instances.mapped(KeypointMapping(keypoint_set(source["keypoints"]), keypoint_set(config["keypoints"])))
+
+
 def _path(config: Config, path: str) -> str:
-    return os.path.join(config["root"], path)
+    return os.path.join(config["data"]["root"], path)
 
 
 def _clipped(instances: Instances, row: int, size: tuple[int, int]) -> np.ndarray:

@@ -151,10 +151,10 @@ def find_slice(topology: str) -> Slice:
 
 def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """The trainer's step, "train" or "eval", on abstract arguments with the trainer's shardings."""
-    model = abstract_model(config.model)
+    model = abstract_model(config)
     network, codec = Network.of(model), create_codec(config.codec)
     params, stats = network.stack(state_dict(model))
-    joints = keypoint_set(config.model.keypoints)
+    joints = keypoint_set(config.keypoints)
     split = NamedSharding(mesh, PartitionSpec("data"))
 
     size = config.batch_size if step == "train" else config.eval.batch_size
@@ -166,7 +166,7 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     }
     batch = on_mesh(batch, split)
     if step == "eval":
-        folded = Network.of(abstract_model(config.model, folded=True))
+        folded = Network.of(abstract_model(config, folded=True))
         weights = jax.eval_shape(lambda params, stats: folded.stack(fold(params, stats)), *state_dict(model))
         eval_step: Any = make_eval_step(folded, codec, joints.flip_indices, config.eval.flip_test)
         return eval_step.lower(on_mesh(weights, replicated(mesh)), {}, batch["image"])

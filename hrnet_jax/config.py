@@ -20,10 +20,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import storage
 from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError, brief
-from data_pipelines.keypoints import keypoint_set
 from data_pipelines.mix import mix_weights
 from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
@@ -78,8 +76,8 @@ def from_json(path: str | os.PathLike) -> ConfigDict:
         raise InputError(f"{path}: no such file; a checkpoint folder carries its config") from None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError) as error:
         raise InputError(f"{path}: not a config ({' '.join(str(error).split())[:200]})") from None
-    if not {"model", "codec", "data", "eval"} <= set(config):
-        raise InputError(f"{path}: not a config of hrnet_jax (it needs 'model', 'codec', 'data' and 'eval')")
+    if absent := {"keypoints", "model", "codec", "data", "eval"} - set(config):
+        raise InputError(f"{path}: not a config of hrnet_jax (it lacks {', '.join(sorted(absent))})")
     return config
 
 
@@ -121,24 +119,8 @@ def check(config: ConfigDict, training: bool = True) -> None:
     `training`: see `check_keys`.
     """
     check_keys(config, "config", "set them in the config file", training)
-    codec, data = create_codec(config.codec), config.data
-    joints, theirs = keypoint_set(config.model.keypoints), keypoint_set(data.keypoints)
-    if tuple(data.input_size) != codec.input_size:
-        raise InputError(
-            f"config.data.input_size={tuple(data.input_size)} is not config.codec.input_size={codec.input_size}"
-        )
-    if data.warp != codec.warp:
-        raise InputError(
-            f"config.data.warp={data.warp!r}: codec {config.codec.name!r} needs {codec.warp!r}; "
-            f"each codec's variant sets both, e.g. configs/coco.py:{config.codec.name}"
-        )
-    if theirs != joints:
-        raise InputError(f"config.data.keypoints={theirs.name!r} is not config.model.keypoints={joints.name!r}")
-    if codec.maps_per_keypoint != config.model.maps_per_keypoint:
-        raise InputError(
-            f"config.model.maps_per_keypoint={config.model.maps_per_keypoint}: codec {config.codec.name!r} has "
-            f"{codec.maps_per_keypoint}"
-        )
+    create_codec(config.codec)
+    data = config.data
     sources = {"eval": data.eval, **({f"train.{name}": data.train[name] for name in data.train} if training else {})}
     if data.format == "tfds" and (bare := [name for name in sources if not sources[name].get("prepared")]):
         raise InputError(f"config.data.format='tfds': set config.data.{bare[0]}.prepared to a folder of records")
@@ -183,10 +165,9 @@ def check_devices(config: ConfigDict, devices: int, training: bool = True) -> No
 
 
 def with_cache(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
-    """A copy with caches in the work directory if `cache_dir` is empty; annotation indexes are always on a disk."""
+    """A copy with caches in the work directory if `cache_dir` is empty."""
     config = config.copy_and_resolve_references()
     config.cache_dir = config.cache_dir or str(epath.Path(workdir) / "cache")
-    config.data.cache_dir = storage.cache_on_disk(config.cache_dir)
     return config
 
 

@@ -85,7 +85,7 @@ def from_torch(source: str | os.PathLike, config: ConfigDict, output: str | os.P
     """
     config_lib.check(config)
     check_free(output)
-    shapes = _torch_shapes(config.model)
+    shapes = _torch_shapes(config)
     tensors = _one_of_twins(torch_files.read(source), torch_files.read(source, "ema_state_dict"), ema, f"{source}")
     _check_architecture(tensors, shapes, f"{source}", f"config.model.variant={config.model.variant!r}")
     arrays = _canonical(tensors, shapes, f"{source}")
@@ -244,8 +244,8 @@ def _architecture_hint(named: Mapping[str, np.ndarray], shapes: Mapping[str, Any
     return f"the file holds {variant_of_width(theirs.shape[0])}, the model is {variant_of_width(ours.shape[0])}"
 
 
-def _torch_shapes(model_config: ConfigDict) -> dict[str, Any]:
-    params, stats = state_dict(abstract_model(model_config))
+def _torch_shapes(config: ConfigDict) -> dict[str, Any]:
+    params, stats = state_dict(abstract_model(config))
     return {name: _torch_shape(array) for name, array in {**params, **stats}.items()}
 
 

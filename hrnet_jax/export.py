@@ -140,7 +140,7 @@ def build(config: ConfigDict, dtype: str) -> dict[str, jax_export.Exported]:
     `PROGRAM`: weights, uint8 crops [b,H,W,3] -> keypoints [b,K,2], scores [b,K], as in evaluation. float32 is exact on
     every platform; by default, GPUs and TPUs would multiply with fewer bits.
     """
-    params, stats = state_dict(abstract_model(config.model))
+    params, stats = state_dict(abstract_model(config))
     step = _step(config, dtype, folded=True)
 
     def folded(arrays: Arrays) -> Arrays:
@@ -206,7 +206,7 @@ def check_crops(config: ConfigDict) -> UInt8[np.ndarray, "3 h w 3"]:
 
 def describe(config: ConfigDict, dtype: str, origin: str) -> dict[str, Any]:
     """The description of the program for its users, JSON-serialisable."""
-    joints, codec = keypoint_set(config.model.keypoints), create_codec(config.codec)
+    joints, codec = keypoint_set(config.keypoints), create_codec(config.codec)
     height, width = codec.input_size
     return {
         "format_version": FORMAT_VERSION,
@@ -235,8 +235,8 @@ def describe(config: ConfigDict, dtype: str, origin: str) -> dict[str, Any]:
 
 
 def _step(config: ConfigDict, dtype: str, folded: bool) -> Callable:
-    network = Network.of(abstract_model({**config.model, "dtype": dtype, "scan": False}, folded))
-    flip_indices = keypoint_set(config.model.keypoints).flip_indices
+    network = Network.of(abstract_model(config, folded, dtype=dtype, scan=False))
+    flip_indices = keypoint_set(config.keypoints).flip_indices
     return make_eval_step(network, create_codec(config.codec), flip_indices, config.eval.flip_test)
 
 

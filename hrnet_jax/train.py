@@ -95,16 +95,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         logger.info("%s, jax %s, compute in %s", describe_devices(), jax.__version__, config.model.dtype)
 
         # Data and the numbers that follow from its size.
-        data = TrainData.load(config.data, config.seed)
+        codec = create_codec(config.codec)
+        data = TrainData.load(config, codec)
         steps_per_epoch = -(-len(data) // config.batch_size)
         total_steps = config.epochs * steps_per_epoch
         sources = [source.name for source in data.sources]
         people = ", ".join(f"{source.name}: {len(source)} people" for source in data.sources)
         logger.info("%s; %d steps per epoch", people, steps_per_epoch)
 
-        # Model, codec, optimizer, evaluator.
-        codec = create_codec(config.codec)
-        model = abstract_model(config.model)
+        # Model, optimizer, evaluator.
+        model = abstract_model(config)
         network = Network.of(model)
         schedule = learning_rate(config.optimizer, steps_per_epoch)
         optimizer = optax.adam(schedule)
@@ -123,7 +123,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             history = continued(config, data, meta)
             logger.info("continuing at step %d of %d", meta["step"], total_steps)
         else:
-            params, stats = state_dict(create_model(config.model, config.seed))
+            params, stats = state_dict(create_model(config, config.seed))
             init = initial_model(config.init) if config.init else None
             if init:
                 params, stats = with_backbone(init, params, stats)

@@ -10,27 +10,36 @@ from data_pipelines.transforms import Augmentation
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
-def data_config(root):
-    """`config.data` for COCO + AIC below a folder laid out like the real data, 64x64 crops."""
+def pipeline_config(root):
+    """The keys that the pipeline reads, for COCO + AIC below a folder laid out like the real data."""
     import dataclasses
 
     from configs import common
 
-    return {
+    data = {
         "root": str(root),
         "format": "files",
-        "cache_dir": "",
         "mix": {"coco": 0.0, "aic": 0.0},
         "epoch_size": 0,
-        "input_size": (64, 64),
-        "keypoints": "coco",
-        "warp": "msra",
         "train": common.train_sources("coco", "aic"),
         "eval": {**common.COCO_VAL, "boxes": ""},
         "augment": dataclasses.asdict(Augmentation()),
         "max_unreadable": 0.01,
         "loader": {"threads": 2, "workers": 0},
     }
+    return {"seed": 3, "batch_size": 8, "keypoints": "coco", "cache_dir": "", "eval": {"batch_size": 8}, "data": data}
+
+
+def with_data(config, **changes):
+    """A config with other values in its section `data`."""
+    return {**config, "data": {**config["data"], **changes}}
+
+
+def crops(height=64, width=64, codec="msra"):
+    """A codec, by which the pipeline cuts crops of this size."""
+    from hrnet_jax.codecs import create_codec
+
+    return create_codec({"name": codec, "input_size": (height, width)})
 
 
 def local_config(shared, name="coco_aic_merge", variants=""):

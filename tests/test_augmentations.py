@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.pipeline import TrainData
 from data_pipelines.pixels import Distortion, augment_pixels, coarse_dropout, distort, grid_mask
 from data_pipelines.transforms import Augmentation
-from tests.helpers import data_config
+from tests.helpers import crops, pipeline_config, with_data
 
 WHITE = np.full((256, 192, 3), 255, np.uint8)
 
@@ -177,11 +177,11 @@ def test_crops_smaller_than_a_hole(cut):
 
 @pytest.fixture(scope="module")
 def config(shared):
-    return data_config(shared / "data")
+    return pipeline_config(shared / "data")
 
 
 def samples(config, count=40, **augment):
-    data = TrainData.load({**config, "augment": {**config["augment"], **augment}}, seed=4)
+    data = TrainData.load(with_data(config, augment={**config["data"]["augment"], **augment}), crops())
     order = data.order()
     return [data.sample(i, order[i]) for i in range(count)]
 
@@ -208,7 +208,7 @@ def test_only_the_pixels_change(config):
 def test_samples_are_functions_of_seed_and_index(config):
     """Also of all three together, computed in any order."""
     everything = {"photometric": 1.0, "coarse_dropout": 0.5, "grid_mask": 0.5}
-    data = TrainData.load({**config, "augment": {**config["augment"], **everything}}, seed=4)
+    data = TrainData.load(with_data(config, augment={**config["data"]["augment"], **everything}), crops())
     order = data.order()
     forwards = [data.sample(i, order[i])["image"] for i in range(10)]
     backwards = [data.sample(i, order[i])["image"] for i in reversed(range(10))][::-1]

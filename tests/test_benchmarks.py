@@ -27,7 +27,7 @@ def torch():
 @pytest.fixture(scope="module")
 def config():
     config = load_config(str(REPOSITORY / "configs/coco.py:runlocal"))
-    config.codec.input_size = config.data.input_size = (96, 96)
+    config.codec.input_size = (96, 96)
     return config
 
 
@@ -39,7 +39,7 @@ def both(torch, config, tmp_path_factory):
     from benchmarks import torch_hrnet
     from hrnet_jax.weights.folder import save_folder
 
-    model, rng = create_model(config.model), np.random.default_rng(0)
+    model, rng = create_model(config), np.random.default_rng(0)
     params, stats = (
         {name: np.asarray(a) + 0.5 * rng.random(a.shape, np.float32) * (a.ndim == 1) for name, a in arrays.items()}
         for arrays in state_dict(model)

@@ -21,7 +21,7 @@ from hrnet_jax.weights import backbone, checkpoint, torch_files
 from hrnet_jax.weights.folder import FORMAT_VERSION, load_folder
 from tests.helpers import REPOSITORY
 
-TINY = {"variant": "tiny", "keypoints": "coco"}
+TINY = {"model": {"variant": "tiny"}, "keypoints": "coco"}
 CONFIG = f"{REPOSITORY}/configs/coco.py:runlocal"  # of the variant tiny
 
 # --- A minimal writer of PyTorch's two file formats, opcode by opcode: no PyTorch, no pickling of ours.
@@ -327,7 +327,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
 
 def test_w32_takes_exactly_the_reference_names(shared):
     shapes = json.loads((shared / "reference/golden/state_names_w32.json").read_text())
-    model = create_model({"variant": "w32", "keypoints": "coco"})
+    model = create_model({"model": {"variant": "w32"}, "keypoints": "coco"})
     tensors = {name: np.full(shape, i, np.float32) for i, (name, shape) in enumerate(shapes.items())}
     convert.load_torch_state_dict(model, tensors)
     arrays = {**state_dict(model)[0], **state_dict(model)[1]}
@@ -565,7 +565,7 @@ def test_a_whole_model_initialises_only_the_backbone(folder, mmpose):
 
 def test_a_work_directory_converts_and_initialises(tmp_path):
     config = load_config(CONFIG)
-    params, stats = state_dict(create_model(config.model, seed=5))
+    params, stats = state_dict(create_model(config, seed=5))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(to_json(config))
     checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
@@ -575,10 +575,10 @@ def test_a_work_directory_converts_and_initialises(tmp_path):
     assert origin == f"{tmp_path}/run, step 1"
     tensors = load_file(tmp_path / "x.safetensors")
     assert sum(name.endswith("num_batches_tracked") for name in tensors) == len(stats) / 2
-    model = create_model(config.model)
+    model = create_model(config)
     convert.load_torch_state_dict(model, tensors)
     same({n: np.asarray(a) for n, a in state_dict(model)[0].items()}, {n: np.asarray(a) for n, a in params.items()})
-    fresh = state_dict(create_model(config.model))
+    fresh = state_dict(create_model(config))
     filled, _ = backbone.with_backbone(backbone.initial_model(str(tmp_path / "run")), *fresh)
     np.testing.assert_array_equal(filled["backbone.conv1.weight"], params["backbone.conv1.weight"])
 
@@ -608,7 +608,7 @@ def test_a_damaged_folder_is_named(folder, tmp_path, damage, message):
 
 
 def test_initial_backbone_says_what_is_wrong(folder, tmp_path):
-    w32 = state_dict(create_model({"variant": "small", "keypoints": "coco"}))
+    w32 = state_dict(create_model({"model": {"variant": "small"}, "keypoints": "coco"}))
     (tmp_path / "x.pth").write_bytes(b"")
     for path, message in [
         (folder, r"holds tiny \(width 8\), config.model.variant is small \(width 16\)"),

@@ -48,7 +48,7 @@ REFUSED = {"hrnet_jax", "data_pipelines", "eval", "configs", "flax", "optax", "c
 
 def random_model(config):
     """A model whose BatchNorms are far from the identity, and whose maps depend on the image."""
-    params, stats = state_dict(create_model(config.model))
+    params, stats = state_dict(create_model(config))
     rng = np.random.default_rng(0)
 
     def draw(name, array):
@@ -113,8 +113,8 @@ def live_answers(trained, image, boxes):
     views = [view_of_box(np.array([x, y, x + w, y + h], np.float32)) for x, y, w, h in boxes]
     views = [view.fix_aspect(codec.input_size) for view in views]
     crops = [warp_image(image, warp_matrix(view, codec.input_size, codec.warp), codec.input_size) for view in views]
-    flip_indices = keypoint_set(trained.config.model.keypoints).flip_indices
-    step = make_eval_step(Network.of(abstract_model(trained.config.model)), codec, flip_indices, True)
+    flip_indices = keypoint_set(trained.config.keypoints).flip_indices
+    step = make_eval_step(Network.of(abstract_model(trained.config)), codec, flip_indices, True)
     keypoints, scores = jax.device_get(step(trained.params, trained.stats, np.stack(crops)))
     center, scale = np.stack([view.center for view in views]), np.stack([view.scale for view in views])
     return to_image(keypoints, center, scale, codec.input_size), scores
@@ -126,13 +126,13 @@ def live_answers(trained, image, boxes):
 def test_the_folded_network_is_the_network():
     config = tiny_config()
     trained = random_model(config)
-    folded_model = abstract_model(config.model, folded=True)
+    folded_model = abstract_model(config, folded=True)
     weights = jax.jit(fold)(trained.params, trained.stats)
     shapes, rest = state_dict(folded_model)
     assert not rest
     assert not mismatches(weights, shapes)
     images = jnp.asarray(np.random.default_rng(1).standard_normal((2, 96, 64, 3)), jnp.float32)
-    network = Network.of(abstract_model(config.model))
+    network = Network.of(abstract_model(config))
     expected, _ = jax.jit(lambda p, s, x: network(p, s, x, train=False))(trained.params, trained.stats, images)
     found, _ = jax.jit(lambda w, x: Network.of(folded_model)(w, {}, x, train=False))(weights, images)
     assert float(jnp.abs(found - expected).max()) < 1e-5 * float(jnp.abs(expected).max())

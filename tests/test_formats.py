@@ -9,18 +9,19 @@ from data_pipelines import create_eval_dataset, create_train_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData, iterate
 from data_pipelines.prepare import prepare
-from tests.helpers import data_config
+from tests.helpers import crops, pipeline_config, with_data
 
 VAL = "coco_val4/annotations/person_keypoints_val2017.json", "coco_val4/val2017"
+CROPS = crops(256, 192)
 
 
 @pytest.fixture(scope="module")
 def config(shared):
     """Real COCO and AIC people in 256x192 crops, evaluated with a real detector's boxes."""
-    config = data_config(shared / "data")
+    config = {**pipeline_config(shared / "data"), "eval": {"batch_size": 16}}
     boxes = "coco_val4/person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
-    config["eval"] = {**config["eval"], "annotations": VAL[0], "images": VAL[1], "boxes": boxes}
-    return {**config, "input_size": (256, 192)}
+    config["data"]["eval"].update({"annotations": VAL[0], "images": VAL[1], "boxes": boxes})
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def prepared(config, shared, tmp_path_factory):
 
     def of(mode):
         sources = {}
-        for name, source in config["train"].items():
+        for name, source in config["data"]["train"].items():
             folder = root / mode / f"{name}_train"
             paths = (shared / "data" / source[key] for key in ("annotations", "images"))
             if not folder.exists():
@@ -40,8 +41,8 @@ def prepared(config, shared, tmp_path_factory):
         if not val.exists():
             paths = (shared / "data" / path for path in VAL)
             prepare(*paths, "coco", val, original=mode == "original", all_images=True, images_per_shard=3)
-        evaluated = {**config["eval"], "prepared": str(val)}
-        return {**config, "format": "tfds", "train": sources, "eval": evaluated}
+        evaluated = {**config["data"]["eval"], "prepared": str(val)}
+        return with_data(config, format="tfds", train=sources, eval=evaluated)
 
     return of
 
@@ -60,7 +61,7 @@ def pixels_apart(ours, theirs):
 
 @pytest.mark.parametrize(("mode", "least", "most"), [("original", 0, 0), ("cells", 1e-3, 0.3)])
 def test_training_samples_are_the_files(config, prepared, mode, least, most):
-    ours, theirs = (create_train_dataset(c, batch_size=8, seed=2) for c in (prepared(mode), config))
+    ours, theirs = (create_train_dataset(c, CROPS) for c in (prepared(mode), config))
     assert least <= pixels_apart([ours[i] for i in range(12)], [theirs[i] for i in range(12)]) <= most
 
 
@@ -69,14 +70,14 @@ def test_training_samples_are_the_files(config, prepared, mode, least, most):
 def test_evaluation_crops_are_the_files(config, prepared, mode, least, most, boxes):
     both = [prepared(mode), config]
     if boxes == "annotated":
-        both = [{**c, "eval": {**c["eval"], "boxes": ""}} for c in both]
-    ours, theirs = (list(create_eval_dataset(c, batch_size=16)) for c in both)
+        both = [with_data(c, eval={**c["data"]["eval"], "boxes": ""}) for c in both]
+    ours, theirs = (list(create_eval_dataset(c, CROPS)) for c in both)
     assert least <= pixels_apart(ours, theirs) <= most
     assert sum(batch["valid"].sum() for batch in ours) == (118 if boxes == "detector" else 12)
 
 
 def test_workers_read_records(prepared):
-    dataset = create_train_dataset(prepared("cells"), batch_size=4, seed=2)
+    dataset = create_train_dataset(prepared("cells"), CROPS)
     batches = iterate(dataset, threads=2, workers=2)
     try:
         pixels_apart([next(batches) for _ in range(12)], [dataset[i] for i in range(12)])
@@ -87,11 +88,12 @@ def test_workers_read_records(prepared):
 def test_a_truncated_shard_is_named_and_its_people_replaced(prepared, tmp_path, caplog):
     config = prepared("cells")
     folder = tmp_path / "coco_train"
-    shutil.copytree(config["train"]["coco"]["prepared"], folder)
+    coco = config["data"]["train"]["coco"]
+    shutil.copytree(coco["prepared"], folder)
     shard = sorted(folder.glob("*.array_record-*"))[0]
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    source = {"coco": {**config["train"]["coco"], "prepared": str(folder)}}
-    data = TrainData.load({**config, "train": source, "mix": {"coco": 0.0}}, 2)
+    source = {"coco": {**coco, "prepared": str(folder)}}
+    data = TrainData.load(with_data(config, train=source, mix={"coco": 0.0}), CROPS)
     batch = data.batches(32)[0]
     assert 0 < (~batch["valid"]).sum() < 32
     assert f"{shard.name}: record" in caplog.text
@@ -99,11 +101,12 @@ def test_a_truncated_shard_is_named_and_its_people_replaced(prepared, tmp_path, 
 
 
 def test_folders_that_do_not_fit_are_named(config, prepared, tmp_path):
-    missing = {"coco": {**config["train"]["coco"], "prepared": str(tmp_path / "none")}}
+    coco = config["data"]["train"]["coco"]
+    missing = {"coco": {**coco, "prepared": str(tmp_path / "none")}}
     with pytest.raises(InputError, match=r"none: the prepared folder does not exist; run `python -m data_pipelines"):
-        TrainData.load({**config, "format": "tfds", "train": missing, "mix": {"coco": 0.0}}, 0)
-    aic_for_coco = {"coco": {**config["train"]["coco"], "prepared": prepared("cells")["train"]["aic"]["prepared"]}}
+        TrainData.load(with_data(config, format="tfds", train=missing, mix={"coco": 0.0}), CROPS)
+    aic_for_coco = {"coco": {**coco, "prepared": prepared("cells")["data"]["train"]["aic"]["prepared"]}}
     with pytest.raises(InputError, match="its people have 14 keypoints, set 'coco' has 17"):
-        TrainData.load({**config, "format": "tfds", "train": aic_for_coco, "mix": {"coco": 0.0}}, 0)
+        TrainData.load(with_data(config, format="tfds", train=aic_for_coco, mix={"coco": 0.0}), CROPS)
     with pytest.raises(InputError, match="config.data.format='zip'"):
-        TrainData.load({**config, "format": "zip"}, 0)
+        TrainData.load(with_data(config, format="zip"), CROPS)

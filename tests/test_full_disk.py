@@ -51,7 +51,7 @@ def model(people, tmp_path_factory):
     config = load_config(f"{REPOSITORY}/configs/coco.py:runlocal")
     config.data.root = str(people)
     config.data.eval.boxes = ""
-    params, stats = state_dict(abstract_model(config.model))
+    params, stats = state_dict(abstract_model(config))
     path = tmp_path_factory.mktemp("models") / "tiny"
     save_folder(path, config, initial_arrays({**params, **stats}, seed=0))
     return path

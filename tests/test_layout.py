@@ -14,8 +14,8 @@ _SPEC.loader.exec_module(layout)
 BELOW = {
     "data_pipelines": set(),
     "eval": {"data_pipelines"},
-    "hrnet_jax.models": {"data_pipelines"},
     "hrnet_jax.codecs": {"data_pipelines"},
+    "hrnet_jax.models": {"data_pipelines", "hrnet_jax.codecs"},
     "hrnet_jax.base": {"data_pipelines", "eval", "hrnet_jax.models", "hrnet_jax.codecs"},
     "hrnet_jax.tpu": {"data_pipelines", "hrnet_jax.base"},
 }

@@ -145,7 +145,7 @@ def test_export(execute, tmp_path):
     found = np.load(tmp_path / "notebooks/found.npz")
     trained = checkpoint.load(tmp_path / "runs/short/quickstart")
     codec, flip_test = create_codec(trained.config.codec), trained.config.eval.flip_test
-    step = make_eval_step(Network.of(abstract_model(trained.config.model)), codec, COCO.flip_indices, flip_test)
+    step = make_eval_step(Network.of(abstract_model(trained.config)), codec, COCO.flip_indices, flip_test)
     crops = np.concatenate([found["crop"][None], found["crops"]])
     keypoints, scores = jax.device_get(step(trained.params, trained.stats, crops))
     np.testing.assert_allclose(found["crop_keypoints"], keypoints[1:], atol=1e-3)

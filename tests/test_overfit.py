@@ -47,7 +47,7 @@ def test_evaluation_repeats_from_the_checkpoint(trained, evaluator, overfitted):
 
 
 def test_untrained_weights_know_nobody(trained, evaluator):
-    metrics, _ = evaluator(*state_dict(create_model(trained.config.model, seed=1)))
+    metrics, _ = evaluator(*state_dict(create_model(trained.config, seed=1)))
     assert metrics["AP"] < 0.05
 
 
@@ -69,7 +69,7 @@ def test_a_flip_moved_by_one_cell_lowers_the_ap(trained, evaluator, monkeypatch)
 
     shifted = Evaluator(trained.config, create_mesh())
     codec = Shifted(**dataclasses.asdict(shifted.codec))
-    network = Network.of(abstract_model(trained.config.model, folded=True))
+    network = Network.of(abstract_model(trained.config, folded=True))
     shifted.step = make_eval_step(network, codec, COCO.flip_indices, flip_test=True)
     metrics, _ = shifted(trained.params, trained.stats)
     right, _ = evaluator(trained.params, trained.stats)

@@ -48,7 +48,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dog(place):
-    return config_lib.load_config(f"{place}/configs/dogs.py").model.keypoints
+    return config_lib.load_config(f"{place}/configs/dogs.py").keypoints
 
 
 def draw_dogs(root, count=24):
@@ -122,7 +122,7 @@ def test_the_stored_model_knows_its_keypoints(place, dog, monkeypatch, capsys):
     assert len(dog) == 9
     stored = config_lib.from_json(place / "runs/dogs_try/config.json")
     config_lib.check(stored)
-    for keypoints in (stored.model.keypoints, stored.data.keypoints, stored.data.train.dogs.keypoints):
+    for keypoints in (stored.keypoints, stored.data.train.dogs.keypoints):
         assert keypoint_set(keypoints) == dog
     exported = describe(stored, "float32", "weights")["keypoints"]
     assert (exported["names"], exported["sigmas"]) == (dog.names, dog.sigmas)

@@ -60,7 +60,7 @@ def both():
     """A network without and with packed maps, its arrays, and images that give branches odd and even widths."""
     networks = []
     for pack in (False, True):
-        model = create_model({"variant": "tiny", "keypoints": "coco", "group_size": 2, "pack": pack}, seed=1)
+        model = create_model({"model": {"variant": "tiny", "group_size": 2, "pack": pack}, "keypoints": "coco"}, seed=1)
         networks.append(Network.of(model))
     return networks, *state_dict(model), jax.random.normal(jax.random.key(1), (4, 64, 96, 3))
 

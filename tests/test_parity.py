@@ -24,8 +24,8 @@ from hrnet_jax.models.fold import fold
 from hrnet_jax.training.step import learning_rate, make_train_step, start
 from tests.parity_table import record
 
-W32 = {"variant": "w32", "keypoints": "coco"}
-MODELS = {"w32": W32, "w48": {**W32, "variant": "w48"}, "w32_19kpt": {**W32, "keypoints": "coco_aic"}}
+W32 = {"model": {"variant": "w32"}, "keypoints": "coco"}
+MODELS = {"w32": W32, "w48": {**W32, "model": {"variant": "w48"}}, "w32_19kpt": {**W32, "keypoints": "coco_aic"}}
 MSRA = {"name": "msra", "input_size": (256, 192), "sigma": 2.0}
 
 
@@ -121,7 +121,7 @@ def training(golden, w32):
     expected = np.load(golden / "train_step_w32.npz")
     optimizer = optax.adam(5e-4)
     with jax.default_matmul_precision("highest"):
-        network = Network.of(abstract_model({**W32, "scan": True}))
+        network = Network.of(abstract_model(W32, scan=True))
         step = make_train_step(network, create_codec(MSRA), optimizer, 1)
         # The step donates its state.
         params, stats = jax.tree.map(jnp.copy, state_dict(w32))
@@ -173,7 +173,7 @@ def test_training_moves_statistics_and_parameters(golden, training):
 def test_whole_prediction(golden, w32):
     expected = np.load(golden / "predict_w32.npz")
     codec = create_codec(MSRA)
-    network = Network.of(abstract_model({"variant": "w32", "keypoints": "coco"}, folded=True))
+    network = Network.of(abstract_model(W32, folded=True))
     step = make_eval_step(network, codec, COCO.flip_indices, flip_test=True)
     keypoints, scores = step(fold(*state_dict(w32)), {}, golden_input(3, 2)[1])
     in_image = to_image(np.asarray(keypoints), expected["input_center"], expected["input_scale"], (256, 192))

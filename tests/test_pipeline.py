@@ -13,34 +13,34 @@ from data_pipelines import create_eval_dataset, create_train_dataset
 from data_pipelines.errors import InputError
 from data_pipelines.images import decode_image, read_image
 from data_pipelines.pipeline import EvalData, TrainData, iterate
-from tests.helpers import data_config
+from tests.helpers import crops, pipeline_config, with_data
 
-SEED = 3
+CROPS = crops()
 
 
 @pytest.fixture(scope="module")
 def config(shared):
     """Real COCO and AIC people, merged, in 64x64 crops."""
-    return data_config(shared / "data")
+    return pipeline_config(shared / "data")
 
 
 @pytest.fixture(scope="module", params=["merge", "combine", "mixed"])
 def streamed(request, config):
     """The config of a stream, and its first 60 samples, computed one by one."""
-    changes = {
-        "merge": {},
-        "combine": {"keypoints": "coco_aic"},
-        "mixed": {"mix": {"coco": 1.0, "aic": 3.0}, "epoch_size": 40},
+    changed = {
+        "merge": config,
+        "combine": {**config, "keypoints": "coco_aic"},
+        "mixed": with_data(config, mix={"coco": 1.0, "aic": 3.0}, epoch_size=40),
     }
-    config = {**config, **changes[request.param]}
-    batches = TrainData.load(config, SEED).batches(1)
+    config = changed[request.param]
+    batches = TrainData.load(config, CROPS).batches(1)
     return config, [batches[i] for i in range(60)]
 
 
 @pytest.fixture(scope="module")
 def stream(config):
     """The first 60 samples, computed one by one."""
-    data = TrainData.load(config, SEED)
+    data = TrainData.load(config, CROPS)
     batches = data.batches(1)
     return [batches[i] for i in range(60)]
 
@@ -56,7 +56,8 @@ def test_hosts_and_restarts_do_not_change_the_stream(streamed, hosts, per_host, 
     config, stream = streamed
     host = data.draw(st.integers(0, hosts - 1))
     size = hosts * per_host
-    dataset = create_train_dataset(config, batch_size=size, seed=SEED, start_step=step, host=host, hosts=hosts)
+    config = {**config, "batch_size": size}
+    dataset = create_train_dataset(config, CROPS, start_step=step, host=host, hosts=hosts)
     first = step * size + host * per_host
     assume(first + per_host <= len(stream))
     assert_same(dataset[0], stream[first : first + per_host])
@@ -65,7 +66,7 @@ def test_hosts_and_restarts_do_not_change_the_stream(streamed, hosts, per_host, 
 @pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 0), (1, 2), (2, 4)])
 def test_threads_and_workers_do_not_change_the_stream(streamed, threads, workers):
     config, stream = streamed
-    dataset = create_train_dataset(config, batch_size=4, seed=SEED, start_step=1)
+    dataset = create_train_dataset({**config, "batch_size": 4}, CROPS, start_step=1)
     batches = iterate(dataset, threads=threads, workers=workers)
     try:
         for step in range(1, 15):  # workers take over after eight batches
@@ -75,7 +76,7 @@ def test_threads_and_workers_do_not_change_the_stream(streamed, threads, workers
 
 
 def test_an_epoch_shows_everybody_once_and_epochs_differ(config):
-    data = TrainData.load(config, SEED)
+    data = TrainData.load(config, CROPS)
     order = data.order()
     epochs = [[order[i] for i in range(start, start + len(data))] for start in (0, len(data))]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(len(data)))
@@ -83,7 +84,7 @@ def test_an_epoch_shows_everybody_once_and_epochs_differ(config):
 
 
 def test_a_mix_draws_by_weight_and_shows_all_of_a_source_before_any_again(config):
-    data = TrainData.load({**config, "mix": {"coco": 1.0, "aic": 3.0}, "epoch_size": 40}, SEED)
+    data = TrainData.load(with_data(config, mix={"coco": 1.0, "aic": 3.0}, epoch_size=40), CROPS)
     assert len(data) == 40
     order = data.order()
     people = sum(map(len, data.sources))
@@ -107,20 +108,20 @@ def test_a_mix_draws_by_weight_and_shows_all_of_a_source_before_any_again(config
 )
 def test_bad_mixes_are_refused(config, changes, message):
     with pytest.raises(InputError, match=message):
-        TrainData.load({**config, **changes}, SEED)
+        TrainData.load(with_data(config, **changes), CROPS)
 
 
 def test_seeds_and_indices_differ(config, stream):
-    other = create_train_dataset(config, batch_size=8, seed=SEED + 1)[0]
+    other = create_train_dataset({**config, "seed": 4}, CROPS)[0]
     assert not np.array_equal(other["instance_id"], np.concatenate([s["instance_id"] for s in stream[:8]]))
     # The same person at two indices is seen in two views.
-    data = TrainData.load(config, SEED)
+    data = TrainData.load(config, CROPS)
     assert not np.array_equal(data.sample(0, 5)["image"], data.sample(1, 5)["image"])
     assert np.array_equal(data.sample(1, 5)["image"], data.sample(1, 5)["image"])
 
 
 def test_batches_are_what_the_trainer_expects(config):
-    batch = create_train_dataset(config, batch_size=4, seed=0)[0]
+    batch = create_train_dataset({**config, "batch_size": 4}, CROPS)[0]
     shapes = {key: (array.shape, array.dtype.name) for key, array in batch.items()}
     assert shapes == {
         "image": ((4, 64, 64, 3), "uint8"),
@@ -149,8 +150,8 @@ def test_keypoints_move_with_the_pixels(config, tmp_path):
     content = {"images": [{"id": 1, "file_name": "a.png", "height": 200, "width": 200}], "annotations": [person]}
     (tmp_path / "people.json").write_text(json.dumps(content))
     source = {"coco": {"annotations": "people.json", "images": "images", "keypoints": "coco"}}
-    for warp in ("msra", "udp"):
-        data = TrainData.load({**config, "root": str(tmp_path), "train": source, "warp": warp}, seed=1)
+    for codec in ("msra", "udp"):
+        data = TrainData.load(with_data(config, root=str(tmp_path), train=source), crops(codec=codec))
         compared = 0
         for index in range(40):
             sample = data.sample(index, 0)
@@ -168,9 +169,9 @@ def test_keypoints_move_with_the_pixels(config, tmp_path):
 
 def test_flip_swaps_left_and_right(config):
     quiet = ("half_body", "shift_probability", "scale", "rotation_probability")
-    still = {**config["augment"], **dict.fromkeys(quiet, 0.0)}
-    plain = TrainData.load({**config, "augment": {**still, "flip": 0.0}}, 0)
-    mirrored = TrainData.load({**config, "augment": {**still, "flip": 1.0}}, 0)
+    still = {**config["data"]["augment"], **dict.fromkeys(quiet, 0.0)}
+    plain = TrainData.load(with_data(config, augment={**still, "flip": 0.0}), CROPS)
+    mirrored = TrainData.load(with_data(config, augment={**still, "flip": 1.0}), CROPS)
     a, b = plain.sample(0, 0), mirrored.sample(0, 0)
     order = plain.keypoints.flip_indices
     np.testing.assert_array_equal(b["visible"], a["visible"][order])
@@ -183,13 +184,13 @@ def test_flip_swaps_left_and_right(config):
 def damaged(shared, tmp_path):
     """A copy of the real data in which one COCO image is truncated; returns the config and the file."""
     source = shared / "data/coco"
-    config = data_config(tmp_path)
-    config["train"] = {"coco": config["train"]["coco"]}
+    config = pipeline_config(tmp_path)
+    config["data"]["train"] = {"coco": config["data"]["train"]["coco"]}
     for folder in ("annotations", "train2017"):
         (tmp_path / "coco" / folder).mkdir(parents=True)
         for file in (source / folder).iterdir():
             (tmp_path / "coco" / folder / file.name).write_bytes(file.read_bytes())
-    data = TrainData.load(config, SEED)
+    data = TrainData.load(config, CROPS)
     victim = pathlib.Path(data.sources[0].path(10))
     victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     return config, victim
@@ -197,7 +198,7 @@ def damaged(shared, tmp_path):
 
 def test_an_unreadable_image_is_replaced_flagged_and_named(damaged, caplog):
     config, victim = damaged
-    data = TrainData.load(config, SEED)
+    data = TrainData.load(config, CROPS)
     order = data.order()
     affected = {i for i in range(len(data)) if pathlib.Path(data.sources[0].path(order[i])) == victim}
     batches = [data.batches(8)[step] for step in range(len(data) // 8)]
@@ -205,7 +206,7 @@ def test_an_unreadable_image_is_replaced_flagged_and_named(damaged, caplog):
     assert set(np.flatnonzero(~valid)) == {i for i in affected if i < len(valid)} != set()
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(len(valid)))
     assert f"{victim}: the JPEG is truncated" in caplog.text
-    again = TrainData.load(config, SEED).batches(8)
+    again = TrainData.load(config, CROPS).batches(8)
     for step, batch in enumerate(batches):
         np.testing.assert_array_equal(again[step]["image"], batch["image"])
 
@@ -214,16 +215,15 @@ def test_the_last_of_many_unreadable_images_is_named(damaged):
     config, victim = damaged
     for file in victim.parent.iterdir():
         file.write_bytes(b"no image")
-    config["train"] = {"coco": config["train"]["coco"]}
     with pytest.raises(InputError, match=r"sample 3: 100 images in a row .* the last: .*\.jpg: not an image"):
-        TrainData.load(config, SEED).sample(3, 0)
+        TrainData.load(config, CROPS).sample(3, 0)
 
 
 def test_an_unreadable_image_stops_an_evaluation(damaged):
     config, victim = damaged
-    config["eval"] = {**config["train"]["coco"], "boxes": ""}
+    config["data"]["eval"] = {**config["data"]["train"]["coco"], "boxes": ""}
     with pytest.raises(InputError, match=f"{victim.name}: the JPEG is truncated"):
-        list(create_eval_dataset(config, batch_size=8))
+        list(create_eval_dataset(config, CROPS))
 
 
 def test_images_that_are_none_are_named(tmp_path):
@@ -243,8 +243,8 @@ def test_evaluation_gives_every_box_once(shared, config, hosts):
         "keypoints": "coco",
         "boxes": f"{folder}/person_detection_results/COCO_val2017_detections_AP_H_56_person.json",
     }
-    config = {**config, "eval": evaluated}
-    parts = [create_eval_dataset(config, batch_size=12, host=host, hosts=hosts) for host in range(hosts)]
+    config = {**with_data(config, eval=evaluated), "eval": {"batch_size": 12}}
+    parts = [create_eval_dataset(config, CROPS, host=host, hosts=hosts) for host in range(hosts)]
     batches = [list(part) for part in parts]
     assert {len(part) for part in batches} == {len(parts[0])}
     rows = [
@@ -269,7 +269,8 @@ def test_evaluation_crops_are_the_references(shared, config):
         "keypoints": "coco",
         "boxes": "",
     }
-    data = EvalData.load({**config, "eval": evaluated, "input_size": (256, 192)}, batch_size=12)
+    config = {**with_data(config, eval=evaluated), "eval": {"batch_size": 12}}
+    data = EvalData.load(config, crops(256, 192))
     (batch,) = list(data)
     seen = 0
     for i, instance in enumerate(batch["instance_id"].tolist()):
@@ -285,7 +286,8 @@ def test_evaluation_crops_are_the_references(shared, config):
 
 
 def test_sizes_that_do_not_divide_are_refused(config):
-    with pytest.raises(InputError, match="batch_size=7 does not divide by 2 hosts"):
-        create_train_dataset(config, batch_size=7, seed=0, hosts=2)
-    with pytest.raises(InputError, match="batch_size=7 does not divide by 2 hosts"):
-        create_eval_dataset(config, batch_size=7, hosts=2)
+    config = {**config, "batch_size": 7, "eval": {"batch_size": 7}}
+    with pytest.raises(InputError, match=r"config\.batch_size=7 does not divide by 2 hosts"):
+        create_train_dataset(config, CROPS, hosts=2)
+    with pytest.raises(InputError, match=r"config\.eval\.batch_size=7 does not divide by 2 hosts"):
+        create_eval_dataset(config, CROPS, hosts=2)

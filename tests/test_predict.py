@@ -52,7 +52,7 @@ def folder(people, tmp_path_factory):
     config.model.variant = "tiny"
     config.eval.batch_size = 4
     config.eval.nms = "none"
-    params, stats = state_dict(abstract_model(config.model))
+    params, stats = state_dict(abstract_model(config))
     arrays = initial_arrays({**params, **stats}, seed=0)
     arrays["head.final_layer.weight"] = arrays["head.final_layer.weight"] * 300
     path = tmp_path_factory.mktemp("models") / "tiny"

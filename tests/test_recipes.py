@@ -88,7 +88,7 @@ def test_codec(recipe):
     assert getattr(codec, "blur_kernel", 11) == 11
     assert getattr(codec, "radius_factor", 0.0546875) == 0.0546875
     affine = next(step for step in theirs["train_pipeline"] if step["type"] == "TopdownAffine")
-    assert ours.data.warp == ("udp" if affine.get("use_udp") else "msra")
+    assert codec.warp == ("udp" if affine.get("use_udp") else "msra")
 
 
 def test_network(recipe):
@@ -101,7 +101,7 @@ def test_network(recipe):
         assert stage["num_channels"] == [variant.width * 2**branch for branch in range(number)]
         assert stage["num_blocks"] == [variant.blocks] * number
         assert stage["num_modules"] == variant.modules[number - 2]
-    assert len(keypoint_set(ours.model.keypoints)) * ours.model.maps_per_keypoint == theirs["head"]["out_channels"]
+    assert create_codec(ours.codec).channels(len(keypoint_set(ours.keypoints))) == theirs["head"]["out_channels"]
     assert ours.model.group_size == theirs["batch_per_gpu"]
     assert ours.model.dtype == ("bfloat16" if theirs["optim_wrapper"].get("type") == "AmpOptimWrapper" else "float32")
     assert theirs["head"]["loss"]["use_target_weight"]
@@ -124,8 +124,8 @@ def test_evaluation(recipe):
     assert ours.eval.flip_test == test["flip_test"]
     assert create_codec(ours.codec).shift == test["shift_heatmap"]
     labels = keypoint_set(ours.data.eval.keypoints)
-    kept = test.get("output_keypoint_indices", list(range(len(keypoint_set(ours.model.keypoints)))))
-    assert [keypoint_set(ours.model.keypoints).index(name) for name in labels.names] == kept
+    kept = test.get("output_keypoint_indices", list(range(len(keypoint_set(ours.keypoints)))))
+    assert [keypoint_set(ours.keypoints).index(name) for name in labels.names] == kept
     assert ours.eval.use_area == theirs["val_evaluator"].get("use_area", True)
     # No config says otherwise than these defaults of CocoMetric.
     assert set(theirs["val_evaluator"]) <= {"type", "ann_file", "use_area"}
@@ -147,7 +147,7 @@ def test_training_data(recipe):
     for source in ours.data.train.values():
         expected = sources[source.keypoints]
         assert f"data/{source.images}/" == expected["data_root"] + expected["data_prefix"]["img"]
-        mapping = KeypointMapping(keypoint_set(source.keypoints), keypoint_set(ours.data.keypoints))
+        mapping = KeypointMapping(keypoint_set(source.keypoints), keypoint_set(ours.keypoints))
         count = len(keypoint_set(source.keypoints))
         (converter,) = expected.get("pipeline") or [{"mapping": [[i, i] for i in range(count)]}]
         assert [list(pair) for pair in mapping.pairs] == converter["mapping"]

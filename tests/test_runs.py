@@ -21,6 +21,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json, write_json
 from data_pipelines.pipeline import TrainData
 from hrnet_jax import convert
+from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import from_json
 from hrnet_jax.train import train
 from hrnet_jax.training import lease, metrics, record
@@ -349,7 +350,7 @@ def test_another_init_is_refused(shared, trained, tmp_path):
 
 def test_another_init_that_is_accepted_is_recorded_once(shared, trained, workdir):
     config = local_config(shared)
-    data = TrainData.load(config.data, config.seed)
+    data = TrainData.load(config, create_codec(config.codec))
     begun = {"step": 12, "data": read_json(workdir / "checkpoints/12/meta/metadata")["data"]}
     config.init, config.accept_changed_data = str(trained), True
     history = continued(config, data, begun)

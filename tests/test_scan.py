@@ -28,7 +28,7 @@ def repeats():
 
 
 def model_config(scan, group_size=4):
-    return {"variant": "repeats", "keypoints": "coco", "group_size": group_size, "scan": scan}
+    return {"model": {"variant": "repeats", "group_size": group_size, "scan": scan}, "keypoints": "coco"}
 
 
 def relative(ours, theirs):
@@ -91,9 +91,8 @@ def test_stacking_and_back_is_exact():
 
 
 def test_names_of_w32_are_the_references():
-    plain, scan = (
-        state_dict(abstract_model({"variant": "w32", "keypoints": "coco", "scan": s})) for s in (False, True)
-    )
+    w32 = {"model": {"variant": "w32"}, "keypoints": "coco"}
+    plain, scan = (state_dict(abstract_model(w32, scan=s)) for s in (False, True))
     for ours, theirs in zip(scan, plain, strict=True):
         assert {name: a.shape for name, a in ours.items()} == {name: a.shape for name, a in theirs.items()}
 

@@ -40,14 +40,14 @@ def test_two_devices_train_like_one(shared, group_size):
     config = local_config(shared)
     config.model.group_size = group_size
     config.optimizer.warmup_steps = 50  # Adam's first steps are all sign: rounding decides them at the full rate
-    data = TrainData.load(config.data, seed=0)
+    data = TrainData.load(config, create_codec(config.codec))
     batches = [{name: data.batches(16)[step][name] for name in FIELDS} for step in range(10)]
-    model = create_model(config.model)
+    model = create_model(config)
     codec, optimizer = create_codec(config.codec), optax.adam(learning_rate(config.optimizer, steps_per_epoch=6))
 
     def trace(devices):
         mesh = create_mesh(devices)
-        params, stats = state_dict(create_model(config.model))  # of its own: the step takes its state's memory
+        params, stats = state_dict(create_model(config))  # of its own: the step takes its state's memory
         state = jax.device_put(start(params, stats, optimizer, 0.0), replicated(mesh))
         step = make_train_step(Network.of(model), codec, optimizer, 2)
         losses, first_stats = [], None
@@ -79,7 +79,7 @@ def test_groups_change_the_statistics(shared):
     outputs = []
     for group_size in (4, 0):
         config.model.group_size = group_size
-        model = create_model(config.model)
+        model = create_model(config)
         params, stats = state_dict(model)
         outputs.append(Network.of(model)(params, stats, images, train=True))
     assert relative(outputs[0][0], outputs[1][0]) > 0.05
@@ -111,7 +111,7 @@ def test_both_sources_are_learnt(shared, tmp_path, name):
 def state_of(workdir, ema=0.0):
     """All arrays of the newest checkpoint and its meta."""
     config = load_config(f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal")
-    state = start(*state_dict(create_model(config.model)), optax.adam(lambda step: 1e-3), ema)
+    state = start(*state_dict(create_model(config)), optax.adam(lambda step: 1e-3), ema)
     abstract = to_items(on_mesh(state, replicated(create_mesh(jax.devices()[:1]))))
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2) as checkpoints:
         restored, meta = checkpoints.restore(abstract)
@@ -216,7 +216,7 @@ def test_a_start_that_failed_claims_nothing(shared, tmp_path):
 
 def test_a_converted_folder_is_not_trained_in(shared, tmp_path):
     config = local_config(shared)
-    params, stats = state_dict(create_model(config.model))
+    params, stats = state_dict(create_model(config))
     save_folder(tmp_path / "converted", config, jax.device_get({**params, **stats}))
     before = (tmp_path / "converted/config.json").read_text()
     config.optimizer.learning_rate = 1e-4
@@ -233,7 +233,7 @@ def test_a_converted_folder_is_not_trained_in(shared, tmp_path):
         ({"batch_size": 24, "model.group_size": 16}, "24 does not divide into groups of config.model.group_size=16"),
         ({"accumulate": 2}, r"config.accumulate=2: parts must hold complete BatchNorm groups .* it can be 1$"),
         ({"codec.name": "dark2"}, "config.codec.name='dark2'"),
-        ({"codec.name": "udp"}, "config.data.warp='msra': codec 'udp' needs 'udp'"),
+        ({"codec.name": "udp_combined"}, "codec 'udp_combined' has no setting sigma"),
         ({"model.variant": "w64"}, "config.model.variant='w64'"),
         ({"model.dtype": "float16"}, "config.model.dtype"),
         ({"codec.input_size": (60, 64)}, "each a multiple of 32 from 32 to 4096"),
@@ -341,13 +341,13 @@ def one_step(shared, *, parts=1, ema_decay=0.0, steps=1, devices=None, change=la
     """States and measurements of some steps of the tiny network on real people."""
     config = local_config(shared)
     config.model.update(options)
-    data = TrainData.load(config.data, seed=0)
-    model = create_model(config.model)
+    codec = create_codec(config.codec)
+    data = TrainData.load(config, codec)
+    model = create_model(config)
     optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=6))
     mesh = create_mesh(jax.devices()[:devices])
-    params, stats = state_dict(create_model(config.model))
+    params, stats = state_dict(create_model(config))
     state = jax.device_put(start(params, stats, optimizer, ema_decay), replicated(mesh))
-    codec = create_codec(config.codec)
     step = make_train_step(Network.of(model), codec, optimizer, 2, parts=parts, devices=mesh.size, ema_decay=ema_decay)
     states, measurements = [jax.device_get(state)], []
     for number in range(steps):

@@ -20,7 +20,7 @@ import pytest
 
 from data_pipelines.pipeline import TrainData, iterate
 from data_pipelines.processes import become_worker, starting_workers
-from tests.helpers import REPOSITORY, data_config
+from tests.helpers import REPOSITORY, crops, pipeline_config
 
 
 def children() -> set[int]:
@@ -38,7 +38,7 @@ def shared_memory() -> set[str]:
 
 @pytest.fixture
 def dataset(shared):
-    return TrainData.load(data_config(shared / "data"), 0).batches(4)
+    return TrainData.load(pipeline_config(shared / "data"), crops()).batches(4)
 
 
 def test_workers_load_the_pipeline_and_nothing_of_the_trainer(tmp_path):
@@ -138,10 +138,11 @@ def test_workers_of_a_killed_process_end_and_leave_no_shared_memory(tmp_path, sh
             f"""
             import json, os, signal
             from data_pipelines.pipeline import TrainData, iterate
-            from tests.helpers import data_config
+            from tests.helpers import crops, pipeline_config
             from tests.test_workers import children, shared_memory
 
-            batches = iterate(TrainData.load(data_config({str(shared / "data")!r}), 0).batches(4), threads=1, workers=2)
+            data = TrainData.load(pipeline_config({str(shared / "data")!r}), crops())
+            batches = iterate(data.batches(4), threads=1, workers=2)
             held = [next(batches) for _ in range(12)]
             print(json.dumps([sorted(children()), sorted(shared_memory())]), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)

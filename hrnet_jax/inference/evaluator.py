@@ -39,19 +39,19 @@ class Evaluator:
     def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
         self.config, self.mesh = config, mesh
         self.codec = create_codec(config.codec)
-        self.joints = keypoint_set(config.model.keypoints)
+        self.joints = keypoint_set(config.keypoints)
         self.labels = keypoint_set(config.data.eval.keypoints)
         if missing := [name for name in self.labels.names if name not in self.joints.names]:
             raise InputError(
                 f"config.data.eval.keypoints={self.labels.name!r}: the model's set {self.joints.name!r} lacks "
                 f"{', '.join(missing)}"
             )
-        self.data = EvalData.load(config.data, config.eval.batch_size, jax.process_index(), jax.process_count())
+        self.data = EvalData.load(config, self.codec, jax.process_index(), jax.process_count())
         annotations = pathlib.Path(config.data.root) / config.data.eval.annotations
         self.truth = coco_annotations(annotations, self.labels)
         if isinstance(self.truth, dict) and config.eval.use_area:
             raise InputError(f"{annotations}: annotates no areas; set config.eval.use_area=False")
-        network = Network.of(abstract_model(config.model, folded=True))
+        network = Network.of(abstract_model(config, folded=True))
         self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
         self.fold = jax.jit(lambda params, stats: network.stack(fold(unstack(params), unstack(stats))))
         self.round_trip = jax.jit(lambda points, visible: self.codec.decode(self.codec.encode(points, visible)[0]))
@@ -114,11 +114,11 @@ class Evaluator:
 
     def conditions(self) -> dict[str, Any]:
         """What the numbers were measured under."""
-        e, height_width = self.config.eval, tuple(self.config.data.input_size)
+        e, (height, width) = self.config.eval, self.codec.input_size
         return {
             "boxes": pathlib.PurePath(self.config.data.eval.boxes).name or "annotated",
             "annotations": pathlib.PurePath(self.config.data.eval.annotations).name,
-            "model": f"{self.config.model.variant} {height_width[0]}x{height_width[1]} {self.config.codec.name}",
+            "model": f"{self.config.model.variant} {height}x{width} {self.config.codec.name}",
             "keypoints": self.joints.name,
             "flip_test": e.flip_test,
             "nms": f"{e.nms} {e.nms_threshold:g}",
@@ -140,7 +140,7 @@ class Evaluator:
         )
 
     def _predictions(self, batch: Batch, keypoints: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-        in_image = to_image(keypoints, batch["center"], batch["scale"], tuple(self.config.data.input_size))
+        in_image = to_image(keypoints, batch["center"], batch["scale"], self.codec.input_size)
         return [
             {
                 "id": int(batch["index"][i]),

@@ -96,11 +96,11 @@ class Predictor:
         self.batch_size, self.max_megapixels = batch_size, max_megapixels
         with config_errors(self.origin):
             config_lib.check(self.config, training=False)
-            self.keypoint_set = keypoint_set(self.config.model.keypoints)
+            self.keypoint_set = keypoint_set(self.config.keypoints)
             self._codec = create_codec(self.config.codec)
             flip = self.keypoint_set.flip_indices, bool(self.config.eval.flip_test)
             trained.check()
-        network = Network.of(abstract_model({**self.config.model, "scan": False}, folded=True))
+        network = Network.of(abstract_model(self.config, folded=True, scan=False))
         self.input_size = self._codec.input_size
         self._step = make_eval_step(network, self._codec, *flip)
         self._heatmap_step = make_heatmap_step(network, self._codec, *flip)

@@ -13,6 +13,7 @@ from flax import nnx
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.types import Config
+from hrnet_jax.codecs import create_codec
 from hrnet_jax.models.hrnet import VARIANTS, HRNet, Variant
 from hrnet_jax.models.names import Network, fill, state_dict, unstack
 
@@ -25,11 +26,12 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
     """Builds an HRNet with fresh parameters, in inference mode.
 
     Args:
-      config: `variant` (a name in VARIANTS), `keypoints` (a keypoint set or its name), and optionally
-        `maps_per_keypoint` (default 1; the UDP-combined codec uses 3), `dtype` ("float32", or "bfloat16" compute with
-        float32 parameters), `group_size` (samples per BatchNorm statistics group; None: the batch), `scan` (default
-        False; True runs equal blocks and modules as loops: faster compilation, same results) and `pack` (default
-        False; True packs neighbouring columns into a TPU's lanes: less memory traffic, same results).
+      config: a complete config, or only `{"model": {"variant": "w32"}, "keypoints": "coco"}`. `keypoints` (a keypoint
+        set or its name) and `codec` (absent: one map per keypoint) define the outputs. `model` has `variant` (a name in
+        VARIANTS), and optionally `dtype` ("float32", or "bfloat16" compute with float32 parameters), `group_size`
+        (samples per BatchNorm statistics group; None: the batch), `scan` (default False; True runs equal blocks and
+        modules as loops: faster compilation, same results) and `pack` (default False; True packs neighbouring columns
+        into a TPU's lanes: less memory traffic, same results).
       seed: seed of the initial parameters; each array depends only on the seed and its own name.
 
     Returns:
@@ -45,23 +47,28 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
     return model
 
 
-def abstract_model(config: Config, folded: bool = False) -> HRNet:
-    """The model of `create_model` with shapes instead of arrays; `folded`: see `hrnet_jax.models.fold`."""
-    if config["variant"] not in VARIANTS:
-        raise InputError(f"config.model.variant: unknown {config['variant']!r}; there are {', '.join(VARIANTS)}")
-    dtype = config.get("dtype", "float32")
+def abstract_model(config: Config, folded: bool = False, **changes: Any) -> HRNet:
+    """The model of `create_model` with shapes instead of arrays.
+
+    `folded`: see `hrnet_jax.models.fold`; `changes` replace keys of `config.model`.
+    """
+    model = {**config["model"], **changes}
+    if model["variant"] not in VARIANTS:
+        raise InputError(f"config.model.variant: unknown {model['variant']!r}; there are {', '.join(VARIANTS)}")
+    dtype = model.get("dtype", "float32")
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"config.model.dtype must be 'float32' or 'bfloat16', got {dtype!r}")
-    outputs = len(keypoint_set(config["keypoints"])) * config.get("maps_per_keypoint", 1)
+    keypoints = len(keypoint_set(config["keypoints"]))
+    outputs = create_codec(config["codec"]).channels(keypoints) if "codec" in config else keypoints
     return nnx.eval_shape(
         lambda: HRNet(
-            VARIANTS[config["variant"]],
+            VARIANTS[model["variant"]],
             outputs,
             dtype=jnp.dtype(dtype),
-            group_size=config.get("group_size"),
+            group_size=model.get("group_size"),
             folded=folded,
-            scan=config.get("scan", False),
-            pack=config.get("pack", False),
+            scan=model.get("scan", False),
+            pack=model.get("pack", False),
         )
     )
 

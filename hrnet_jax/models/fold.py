@@ -1,6 +1,6 @@
 """BatchNorm folded into the preceding convolution, for faster inference.
 
-    network = Network.of(abstract_model(config.model, folded=True))
+    network = Network.of(abstract_model(config, folded=True))
     weights = jax.jit(fold)(params, stats)
     heatmaps, _ = network(weights, {}, images, train=False)
 

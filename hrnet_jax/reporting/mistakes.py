@@ -19,6 +19,7 @@ from data_pipelines.instances import Instances
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from eval.breakdown import KINDS, MATCH, Breakdown, diagnose
+from hrnet_jax.codecs import create_codec
 from hrnet_jax.draw import skeleton
 from hrnet_jax.reporting.page import Html, bar, legend, note, picture, table, tag
 
@@ -139,9 +140,9 @@ def _worst(breakdown: Breakdown, config: ConfigDict) -> Iterator[Html]:
 def _instances(config: ConfigDict) -> Instances:
     """The evaluation set with annotated boxes, to open its images."""
     try:
-        data = config.copy_and_resolve_references().data
-        data.eval.boxes = ""
-        return EvalData.load(data, batch_size=1).instances
+        config = config.copy_and_resolve_references()
+        config.data.eval.boxes = ""
+        return EvalData.load(config, create_codec(config.codec)).instances
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"the config does not give their location ({error})") from None
 

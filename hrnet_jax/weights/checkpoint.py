@@ -231,7 +231,7 @@ def load(path: str | os.PathLike, *, whole: bool = True) -> Model:
     config = stored_config(path)
     if is_folder(folder):
         return _from_folder(folder, which, whole)
-    params, stats = state_dict(abstract_model(config.model))
+    params, stats = state_dict(abstract_model(config))
     weights = {"params": params, "stats": stats}
     abstract = jax.tree.map(_on_one_device, {"ema": weights} if config.get("ema") else weights)
     for _ in range(_ATTEMPTS):

@@ -56,7 +56,7 @@ class Model(NamedTuple):
 
     def check(self) -> None:
         """Raises InputError if the arrays do not match the config, which may have been overridden after loading."""
-        params, stats = state_dict(abstract_model(self.config.model))
+        params, stats = state_dict(abstract_model(self.config))
         if problems := mismatches({**self.params, **self.stats}, {**params, **stats}):
             raise InputError(
                 f"{self.origin}: arrays do not fit the config in {len(problems)} entries: {listed(problems)}"
