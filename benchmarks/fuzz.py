@@ -149,9 +149,9 @@ def overrides(rng: Rng, shop: Workshop) -> Any:
     """Flags that override a config's keys, of a config file and of a stored model."""
     config = config_lib.load_config(CONFIG) if rng.random() < 0.5 else checkpoint.stored_config(shop.folder)
     options: cli.Options = {"checkpoint": ("", "folder"), "draw": (True, "pictures")}
-    argv = ["command", *inputs.strange_flags(rng, config)]
+    arguments = inputs.strange_flags(rng, config)
     with contextlib.redirect_stdout(None):
-        _, config = cli.parse(argv, "A command.", options, lambda values: config)
+        _, config = cli.parse(arguments, "A command.", options, lambda values: config)
     config_lib.check(config)
     config_lib.check_devices(config, 1)
     return config

@@ -1,9 +1,17 @@
 """The error for invalid user input, and the formatting of messages for the terminal."""
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+# Messages of a full disk, a quota, missing rights or a failing device; libraries include them in their own messages.
+DISK_PROBLEMS = tuple(
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+)
 
 _LISTED = 5
 

@@ -93,7 +93,7 @@ class Instances:
         if missing := [file for file in self.files.tolist() if file not in numbers]:
             raise InputError(
                 f"{self.name}: {len(missing)} of its images, e.g. {missing[0].decode()}, were not prepared with those "
-                f"of {other.name}; prepare again with --all-images"
+                f"of {other.name}; prepare again with --all_images"
             )
         file_index = np.array([numbers[file] for file in self.files.tolist()], np.int32)[self.file_index]
         return dataclasses.replace(self, images=other.images, files=np.asarray(other.files), file_index=file_index)

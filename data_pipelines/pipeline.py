@@ -77,9 +77,7 @@ class TrainData:
     def load(cls, config: Config, crops: Crops) -> TrainData:
         """Reads the annotations of `config.data.train`'s sources, mapped to the set `config.keypoints`.
 
-        Args:
-          config: a complete config; `seed`, `keypoints`, `cache_dir` and `data` are used.
-          crops: how crops are cut: the codec.
+        Of `config` it uses `seed`, `keypoints`, `cache_dir` and `data`; `crops` is the codec.
         """
         data = config["data"]
         sources = [
@@ -89,16 +87,9 @@ class TrainData:
         if not sources:
             raise InputError("config.data.train names no source")
         weights, epoch_size = mix_weights(data, [source.name for source in sources])
-        return cls(
-            sources=tuple(sources),
-            input_size=crops.input_size,
-            keypoints=keypoint_set(config["keypoints"]),
-            warp=crops.warp,
-            augmentation=Augmentation(**data["augment"]),
-            seed=config["seed"],
-            weights=weights,
-            epoch_size=epoch_size,
-        )
+        target, augmentation = keypoint_set(config["keypoints"]), Augmentation(**data["augment"])
+        size, warp, seed = crops.input_size, crops.warp, config["seed"]
+        return cls(tuple(sources), size, target, warp, augmentation, seed, weights, epoch_size)
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -220,11 +211,7 @@ class EvalData:
     def load(cls, config: Config, crops: Crops, host: int = 0, hosts: int = 1) -> EvalData:
         """Reads the annotated boxes of `config.data.eval`, or a detector's if its `boxes` names a file.
 
-        Args:
-          config: a complete config; `eval.batch_size`, `keypoints`, `cache_dir` and `data` are used.
-          crops: how crops are cut: the codec.
-          host: this host's number.
-          hosts: number of hosts.
+        Of `config` it uses `eval.batch_size`, `keypoints`, `cache_dir` and `data`; `crops` is the codec.
         """
         source, batch_size = config["data"]["eval"], config["eval"]["batch_size"]
         if batch_size % hosts:

@@ -6,7 +6,6 @@ If stopped, the same command continues with the first unfinished shard.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -26,9 +25,9 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from data_pipelines import storage
+from data_pipelines import command_line, storage
 from data_pipelines.annotations import load_instances
-from data_pipelines.errors import InputError, tell
+from data_pipelines.errors import InputError
 from data_pipelines.instances import Instances, write_index
 from data_pipelines.json_files import stream_json, write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
@@ -39,6 +38,20 @@ from data_pipelines.shards import Shard, SourceImage, start_worker, write_shard
 from data_pipelines.tfds_metadata import FINISHED, shard_name, write_tfds_metadata
 
 IMAGES_PER_SHARD = 800
+
+OPTIONS: command_line.Options = {
+    "annotations": (None, "COCO keypoint file, or AI Challenger's own"),
+    "images": (None, "folder of the images"),
+    "keypoints": (None, f"keypoint set of the file: {', '.join(KEYPOINT_SETS)}"),
+    "output": (None, "folder to write, NAME_SPLIT; may be in a bucket, gs://..."),
+    "original": (False, "stores the files unchanged; regions cannot be decoded"),
+    "all_images": (False, "includes images without people, for detected boxes"),
+    "processes": (os.cpu_count() or 1, "number of processes"),
+    "against": ("", "prepared folders to check for the same images, separated by commas"),
+    "max_unreadable": (0.01, "maximum share of unusable images"),
+    "images_per_shard": (IMAGES_PER_SHARD, "number of images per file"),
+    "scratch": ("", "local folder for output to a bucket; default: the system's temporary folder"),
+}
 
 _SILENCE = 10  # seconds without a terminal
 _PACKAGES = ("array-record", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
@@ -78,7 +91,7 @@ def prepare(
       InputError: the annotations are invalid, too many images are unusable, or the folder cannot be written.
     """
     if min(processes, images_per_shard) < 1:
-        raise InputError(f"--processes={processes}, --images-per-shard={images_per_shard}: both must be at least 1")
+        raise InputError(f"--processes={processes}, --images_per_shard={images_per_shard}: both must be at least 1")
     storage.check_output(output, folder=True)
     start = time.time()
     annotations, output, labels = pathlib.Path(annotations), pathlib.Path(output), keypoint_set(keypoints)
@@ -161,7 +174,7 @@ def _write_shards(shards: list[Shard], processes: int, max_unreadable: float) ->
             if len(unreadable) > max_unreadable * total:
                 raise InputError(
                     f"{shard.folder}: {len(unreadable)} of {total} images cannot be used, more than the share of "
-                    f"{max_unreadable:g} that --max-unreadable allows; the first: {unreadable[0]}"
+                    f"{max_unreadable:g} that --max_unreadable allows; the first: {unreadable[0]}"
                 )
             advance(len(shard.images))
 
@@ -256,40 +269,25 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns 0, 1 after printing an error, or 130 if interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.prepare", description=__doc__)
-    parser.add_argument("--annotations", required=True, help="COCO keypoint file, or AI Challenger's own")
-    parser.add_argument("--images", required=True, help="folder of the images")
-    parser.add_argument("--keypoints", required=True, choices=list(KEYPOINT_SETS), help="keypoint set of the file")
-    parser.add_argument("--output", required=True, help="folder to write, NAME_SPLIT; may be in a bucket, gs://...")
-    parser.add_argument("--original", action="store_true", help="store the files unchanged; regions cannot be decoded")
-    parser.add_argument("--all-images", action="store_true", help="include images without people, for detected boxes")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: all cores")
-    parser.add_argument("--against", nargs="+", default=[], help="prepared folders to check for the same images")
-    parser.add_argument("--max-unreadable", type=float, default=0.01, help="maximum share of unusable images")
-    parser.add_argument("--images-per-shard", type=int, default=IMAGES_PER_SHARD)
-    parser.add_argument("--scratch", help="local folder for output to a bucket; default: the system's temporary folder")
-    flags = vars(parser.parse_args(arguments))
-    scratch, target = flags.pop("scratch"), flags["output"]
-    if in_bucket := storage.in_bucket(target):
-        flags["output"] = os.path.join(
-            scratch or tempfile.gettempdir(), "prepared", os.path.basename(target.rstrip("/"))
-        )
-    try:
-        if in_bucket:
-            with storage.bucket_errors(target):
-                epath.Path(target).exists()
-        report = prepare(**flags)
-        if in_bucket:
-            with storage.bucket_errors(target, f"; the data set is in {flags['output']}"):
-                upload(pathlib.Path(flags["output"]), epath.Path(target))
-    except InputError as error:
-        tell(error)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command continues with the first shard that is not finished", file=sys.stderr)
-        return 130
+    arguments = sys.argv[1:] if arguments is None else arguments
+    interrupted = "stopped; the same command continues with the first shard that is not finished"
+    return command_line.status(lambda: _prepare(arguments), interrupted)
+
+
+def _prepare(arguments: list[str]) -> None:
+    flags = command_line.parse(arguments, __doc__, OPTIONS)
+    scratch, target = flags.pop("scratch") or tempfile.gettempdir(), flags["output"]
+    flags["against"] = [folder for folder in flags["against"].split(",") if folder]
+    if not storage.in_bucket(target):
+        print(summary(prepare(**flags), target))
+        return
+    flags["output"] = os.path.join(scratch, "prepared", os.path.basename(target.rstrip("/")))
+    with storage.bucket_errors(target):
+        epath.Path(target).exists()
+    report = prepare(**flags)
+    with storage.bucket_errors(target, f"; the data set is in {flags['output']}"):
+        upload(pathlib.Path(flags["output"]), epath.Path(target))
     print(summary(report, target))
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,13 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.errors import InputError
-
-# Messages of a full disk, a quota, missing rights or a failing device; libraries include them in their own messages.
-DISK_PROBLEMS = tuple(
-    os.strerror(number)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
-)
+from data_pipelines.errors import DISK_PROBLEMS, InputError
 
 PARTIAL = ".partial"  # part of the names of unfinished files
 

@@ -13,15 +13,12 @@ Config = Mapping[str, Any] | ConfigDict
 
 @runtime_checkable
 class Crops(Protocol):
-    """How a network's crops are cut. Every codec says it."""
+    """How crops are cut, which each codec says: (height, width) in pixels, and the warp of `transforms.warp_matrix`."""
 
     @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-
+    def input_size(self) -> tuple[int, int]: ...  # noqa: D102
     @property
-    def warp(self) -> str:
-        """The affine transform, see `data_pipelines.transforms.warp_matrix`."""
+    def warp(self) -> str: ...  # noqa: D102
 
 
 # Arrays by name; a single sample may also hold NumPy scalars.

@@ -105,7 +105,7 @@ def check_keys(config: ConfigDict, name: str, remedy: str, training: bool = Fals
                 wrong[path] = f"{prefix}{path}={brief(repr(value))}: {problem}"
     if wrong:
         raise InputError("; ".join(list(wrong.values())[:3]))
-    if unknown := [key for key in _leaves(config) if not any(f"{key}.".startswith(f"{path}.") for path in known)]:
+    if unknown := [key for key in leaves(config) if not any(f"{key}.".startswith(f"{path}.") for path in known)]:
         raise InputError(f"{name}: unknown key {', '.join(unknown)}; remove it, configs/common.py shows every key")
     if missing:
         raise InputError(
@@ -173,7 +173,7 @@ def with_cache(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     """Lists the keys, except free ones, in which two configs differ: `key: ours, not theirs`."""
-    a, b = (_leaves(json.loads(to_json(config))) for config in (ours, theirs))
+    a, b = (leaves(json.loads(to_json(config))) for config in (ours, theirs))
     return [
         f"{key}: {a.get(key)!r}, not {b.get(key)!r}"
         for key in sorted(set(a) | set(b))
@@ -214,12 +214,12 @@ def _found(value: Any, pattern: list[str], path: str = "") -> Iterator[tuple[str
             yield key, _ABSENT, False
 
 
-def _leaves(config: Config) -> dict[str, Any]:
-    """All values that are not sections, by key."""
-    leaves: dict[str, Any] = {}
+def leaves(config: Config) -> dict[str, Any]:
+    """All values that are not sections, by their keys `a.b.c`."""
+    found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, (ConfigDict, dict)):
-            leaves |= {f"{name}.{key}": leaf for key, leaf in _leaves(value).items()}
+            found |= {f"{name}.{key}": leaf for key, leaf in leaves(value).items()}
         else:
-            leaves[name] = list(value) if isinstance(value, tuple) else value
-    return leaves
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found

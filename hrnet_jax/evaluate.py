@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: predicts keypoints and computes AP.
+r"""Evaluates a checkpoint: predicts keypoints and computes AP.
 
     python -m hrnet_jax.evaluate --checkpoint runs/quickstart --output runs/quickstart/annotated_boxes \
         --config.data.eval.boxes=

@@ -1,4 +1,4 @@
-"""Trains on Cloud TPU from your machine: creates the TPU, installs, starts all hosts and resumes after preemptions.
+r"""Trains on Cloud TPU from your machine: creates the TPU, installs, starts all hosts and resumes after preemptions.
 
     python -m hrnet_jax.launch run --name pose --zone us-central1-a --type v5litepod-16 --spot -- \
         --config configs/coco_aic_merge.py --workdir gs://BUCKET/merge --config.data.root=/home/USER/data
@@ -9,7 +9,6 @@ this process stops; run the same command again to follow it. See docs/cloud.md.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import pathlib
 import shlex
@@ -18,8 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from types import SimpleNamespace
 
+from data_pipelines import command_line
+from data_pipelines.errors import InputError
+from hrnet_jax.outcomes import INTERRUPTED
 from hrnet_jax.tpu.gcloud import (
     ANSWER,
     ARCHIVE,
@@ -27,7 +29,6 @@ from hrnet_jax.tpu.gcloud import (
     RUNTIMES,
     SETUP,
     SOURCE,
-    LaunchError,
     Tpu,
     start_command,
     status_command,
@@ -35,7 +36,27 @@ from hrnet_jax.tpu.gcloud import (
     unpack_command,
 )
 
-INTERRUPTED = 75  # hrnet_jax.cli's
+COMMANDS = ("create", "run", "resume", "watch", "delete")
+
+OPTIONS: command_line.Options = {
+    "command": (None, f"{', '.join(COMMANDS)}; may be given as the first argument; resume equals run"),
+    "name": (None, "name of the TPU and of its queued resource"),
+    "zone": (None, "its zone, e.g. us-central1-a"),
+    "project": ("", "default: gcloud's"),
+    "type": ("", "accelerator type: v5litepod-8, v6e-8 (one host); v5litepod-16, v6e-32 (several)"),
+    "spot": (False, "cheaper, but may be preempted"),
+    "reserved": (False, "uses a reservation"),
+    "runtime_version": ("", f"default: by type, {', '.join(sorted(set(RUNTIMES.values())))}"),
+    "service_account": ("", "service account of the hosts; default: the project's"),
+    "internal_ip": (False, "hosts without external addresses"),
+    "source": (".", "this repository; its committed files are copied to the hosts"),
+    "setup": (SETUP, "shell command that creates .venv"),
+    "prepare": ("", "shell command to run afterwards, e.g. to copy the data"),
+    "poll": (30.0, "seconds between checks"),
+    "max_restarts": (100, "restarts after preemptions"),
+    "delete": (False, "deletes the TPU after the training"),
+    "dry_run": (False, "prints the commands of a run without preemptions"),
+}
 
 _PATIENCE = 10  # attempts to reach machines that should be running
 _LAST_LINES = 20
@@ -60,7 +81,7 @@ def outcome(answers: Sequence[str]) -> str | int:
 class Launcher:
     """Runs the commands and waits for their results."""
 
-    def __init__(self, options: argparse.Namespace, sleep: Callable[[float], None] = time.sleep):
+    def __init__(self, options: SimpleNamespace, sleep: Callable[[float], None] = time.sleep):
         self.options, self.tpu, self._sleep = options, Tpu(options), sleep
         self._shown = 0  # bytes of the log
 
@@ -73,7 +94,7 @@ class Launcher:
             if "NOT_FOUND" in found.stderr:
                 return None
             self._sleep(self.options.poll)
-        raise LaunchError(f"gcloud does not answer: {_last_line(found.stderr)}")
+        raise InputError(f"gcloud does not answer: {_last_line(found.stderr)}")
 
     def create(self, install: bool = False) -> None:
         """Creates a TPU with everything installed: requests it, waits in the queue, and replaces a preempted one.
@@ -91,14 +112,14 @@ class Launcher:
                 if not install:
                     return
                 if "running" in _answers(_call(self.tpu.ssh(status_command())).stdout):
-                    raise LaunchError(f"a training runs on {self.options.name}; watch it, or delete it")
+                    raise InputError(f"a training runs on {self.options.name}; watch it, or delete it")
             print("installing on all hosts", flush=True)
             if self._install():
                 self._shown = 0
                 return
             self._sleep(self.options.poll)
             if self.state() == "ACTIVE":
-                raise LaunchError("installing failed; see the output above")
+                raise InputError("installing failed; see the output above")
 
     def run(self) -> int:
         """Trains to the end, across preemptions; returns the exit code."""
@@ -115,7 +136,7 @@ class Launcher:
             if self.state() == "ACTIVE" and isinstance(code, int) and code != INTERRUPTED:
                 return code
             print(f"interrupted ({code}); going on", flush=True)
-        raise LaunchError(f"interrupted more than --max_restarts={self.options.max_restarts} times")
+        raise InputError(f"interrupted more than --max_restarts={self.options.max_restarts} times")
 
     def watch(self) -> str | int:
         """Shows the log until the training ends; returns its exit code, or "lost" if none can be found."""
@@ -136,7 +157,7 @@ class Launcher:
             elif self.state() != "ACTIVE":
                 return "lost"
             elif (missed := missed + 1) == _PATIENCE:
-                raise LaunchError(f"the hosts are ACTIVE but do not answer: {_last_line(asked.stderr)}")
+                raise InputError(f"the hosts are ACTIVE but do not answer: {_last_line(asked.stderr)}")
             self._sleep(self.options.poll)
 
     def delete(self) -> None:
@@ -146,7 +167,7 @@ class Launcher:
             return
         deleted = _call(self.tpu.delete(), show=True)
         if deleted.returncode:
-            raise LaunchError(f"{self.options.name} was not deleted and still costs: {_last_line(deleted.stderr)}")
+            raise InputError(f"{self.options.name} was not deleted and still costs: {_last_line(deleted.stderr)}")
         print(f"{self.options.name} is deleted")
 
     def _wait_for_tpu(self) -> None:
@@ -158,11 +179,11 @@ class Launcher:
             if state is None:
                 created = _call(self.tpu.create())
                 if created.returncode:
-                    raise LaunchError(f"not created: {_last_line(created.stderr)}")
+                    raise InputError(f"not created: {_last_line(created.stderr)}")
             elif state in _GONE:
                 _call(self.tpu.delete())
             elif state not in (*_COMING, "DELETING"):
-                raise LaunchError(f"{self.options.name} is {state}; see: {shlex.join(self.tpu.describe()[:-1])}")
+                raise InputError(f"{self.options.name} is {state}; see: {shlex.join(self.tpu.describe()[:-1])}")
             self._sleep(self.options.poll)
 
     def _install(self) -> bool:
@@ -186,11 +207,11 @@ def packed(source: str):
         archive = pathlib.Path(folder) / ARCHIVE
         made = _call(["git", "-C", source, "archive", "--format=tar.gz", f"--output={archive}", "HEAD"])
         if made.returncode:
-            raise LaunchError(f"--source={source}: {_last_line(made.stderr)}")
+            raise InputError(f"--source={source}: {_last_line(made.stderr)}")
         yield archive
 
 
-def plan(options: argparse.Namespace) -> list[list[str]]:
+def plan(options: SimpleNamespace) -> list[list[str]]:
     """The commands of a run without preemptions."""
     tpu = Tpu(options)
     watch = [tpu.ssh(status_command()), tpu.ssh(f"tail -c +1 {RUN}/log", worker="0")]
@@ -208,79 +229,50 @@ def plan(options: argparse.Namespace) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the training's exit code, or 1 after printing an error."""
-    try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
-        if options.dry_run:
-            print("\n".join(shlex.join(command) for command in plan(options)))
-            return 0
-        launcher = Launcher(options)
-        match options.command:
-            case "create":
-                launcher.create(install=True)
-            case "watch":
-                code = launcher.watch()
-                if not isinstance(code, int):
-                    raise LaunchError(f"no training runs on {options.name}")
-                return code
-            case "delete":
+    interrupted = "\nthe training continues, and costs; `watch` and `run` follow it, `delete` ends it"
+    return command_line.status(lambda: _launch(parse(sys.argv[1:] if arguments is None else arguments)), interrupted)
+
+
+def _launch(options: SimpleNamespace) -> int:
+    if options.dry_run:
+        print("\n".join(shlex.join(command) for command in plan(options)))
+        return 0
+    launcher = Launcher(options)
+    match options.command:
+        case "create":
+            launcher.create(install=True)
+        case "watch":
+            code = launcher.watch()
+            if not isinstance(code, int):
+                raise InputError(f"no training runs on {options.name}")
+            return code
+        case "delete":
+            launcher.delete()
+        case _:
+            code = launcher.run()
+            if code == 0 and options.delete:
                 launcher.delete()
-            case _:
-                code = launcher.run()
-                if code == 0 and options.delete:
-                    launcher.delete()
-                return code
-    except LaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nthe training continues, and costs; `watch` and `run` follow it, `delete` ends it", file=sys.stderr)
-        return 130
+            return code
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise LaunchError(f"{message}; --help shows the usage")
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parses the options; `arguments` are the training's. Raises LaunchError if any is missing or unknown."""
+def parse(arguments: Sequence[str]) -> SimpleNamespace:
+    """Parses the options; `arguments` are the training's. Raises InputError if any is missing or unknown."""
     own, training = list(arguments), []
     if "--" in own:
         at = own.index("--")
         own, training = own[:at], own[at + 1 :]
-    parser = _Parser(
-        prog="python -m hrnet_jax.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=["create", "run", "resume", "watch", "delete"], help="resume equals run")
-    parser.add_argument("--name", required=True, help="name of the TPU and of its queued resource")
-    parser.add_argument("--zone", required=True)
-    parser.add_argument("--project", help="default: gcloud's")
-    parser.add_argument(
-        "--type", help="accelerator type: v5litepod-8, v6e-8 (one host); v5litepod-16, v6e-32 (several)"
-    )
-    parser.add_argument("--spot", action="store_true", help="cheaper, but may be preempted")
-    parser.add_argument("--reserved", action="store_true", help="use a reservation")
-    parser.add_argument("--runtime_version", help="default: by type, " + ", ".join(sorted(set(RUNTIMES.values()))))
-    parser.add_argument("--service_account", help="service account of the hosts; default: the project's")
-    parser.add_argument("--internal_ip", action="store_true", help="hosts without external addresses")
-    parser.add_argument("--source", default=".", help="this repository; its committed files are copied to the hosts")
-    parser.add_argument("--setup", default=SETUP, help="shell command that creates .venv; default: %(default)s")
-    parser.add_argument("--prepare", default="", help="shell command to run afterwards, e.g. to copy the data")
-    parser.add_argument("--poll", type=float, default=30, help="seconds between checks (%(default)s)")
-    parser.add_argument("--max_restarts", type=int, default=100, help="restarts after preemptions (%(default)s)")
-    parser.add_argument("--delete", action="store_true", help="delete the TPU after the training")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands of a run without preemptions")
-    options = parser.parse_args(own)
-    options.arguments = training
+    options = SimpleNamespace(**command_line.parse(own, __doc__, OPTIONS, first="command"), arguments=training)
+    if options.command not in COMMANDS:
+        raise InputError(f"{options.command}: unknown; the commands are {', '.join(COMMANDS)}")
     if options.command in ("create", "run", "resume") and not options.type:
-        raise LaunchError("--type is missing: the accelerator, e.g. v5litepod-8")
+        raise InputError("--type is missing: the accelerator, e.g. v5litepod-8")
     if options.spot and options.reserved:
-        raise LaunchError("--spot and --reserved cannot be combined; choose one or the other")
+        raise InputError("--spot and --reserved cannot be combined; choose one or the other")
     if options.command in ("run", "resume"):
         given = {argument.partition("=")[0] for argument in training}
         if missing := [name for name in ("--config", "--workdir") if name not in given]:
-            raise LaunchError(f"{' and '.join(missing)} missing after --; the training needs them")
+            raise InputError(f"{' and '.join(missing)} missing after --; the training needs them")
     return options
 
 
@@ -293,7 +285,7 @@ def _call(command: Sequence[str], show: bool = False) -> subprocess.CompletedPro
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     except FileNotFoundError:
-        raise LaunchError(f"{command[0]}: not found; install gcloud, see cloud.google.com/sdk") from None
+        raise InputError(f"{command[0]}: not found; install gcloud, see cloud.google.com/sdk") from None
     if show and (done.stdout or done.returncode):
         print(done.stdout, end="", flush=True)
         if done.returncode:

@@ -21,13 +21,13 @@ OPTIONS: cli.Options = {
         "",
         "COCO annotation file: image ids for --boxes, and keypoints to draw beside the predictions",
     ),
-    "box_threshold": ("0.3", "omits detections with a lower score"),
-    "score_threshold": ("0.3", "omits keypoints with a lower score from the pictures"),
+    "box_threshold": (0.3, "omits detections with a lower score"),
+    "score_threshold": (0.3, "omits keypoints with a lower score from the pictures"),
     "flip_test": (True, "averages over two mirrored views (if config.eval.flip_test): better, twice the work"),
     "draw": (True, "writes pictures"),
     "heatmaps": (False, "draws the heatmaps below the skeletons: twice the work"),
-    "batch_size": ("16", "people per batch on the device"),
-    "max_megapixels": ("50", "larger images are refused without decoding"),
+    "batch_size": (16, "people per batch on the device"),
+    "max_megapixels": (50.0, "larger images are refused without decoding"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
@@ -37,7 +37,6 @@ import datetime
 import itertools
 import json
 import logging
-import math
 import os
 import pathlib
 import time
@@ -139,17 +138,14 @@ def main() -> None:
 
 def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
     storage.check_output(values["output"], folder=True)
-    numbers = {
-        name: _number(values, name) for name in ("box_threshold", "score_threshold", "batch_size", "max_megapixels")
-    }
-    source = Source.find(values["images"], pathlib.Path(values["output"]), numbers["max_megapixels"])
+    source = Source.find(values["images"], pathlib.Path(values["output"]), values["max_megapixels"])
     with config_errors(values["checkpoint"]):
         labels = keypoint_set(config.data.eval.keypoints)
         config.eval.flip_test = config.eval.flip_test and values["flip_test"]
     boxes = None
     if values["boxes"] or values["annotations"]:
         path = values["boxes"] or values["annotations"]
-        boxes = read_boxes(path, labels, values["annotations"], numbers["box_threshold"])
+        boxes = read_boxes(path, labels, values["annotations"], values["box_threshold"])
         names = [utf8(name) for name in source.names]
         if names and boxes.same is None and not any(boxes.of(name)[0] for name in names):
             raise InputError(f"{path}: has no box for {names[0]} or any other image in {source.path}")
@@ -158,22 +154,11 @@ def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
             logger.warning("%s: %d names are not images in %s, e.g. %s", path, len(others), source.path, others[0])
     with config_errors(values["checkpoint"]):
         trained = checkpoint.load(values["checkpoint"])._replace(config=config)
-    predictor = Predictor(trained, batch_size=int(numbers["batch_size"]), max_megapixels=numbers["max_megapixels"])
-    look = Look(numbers["score_threshold"], labels, values["heatmaps"]) if values["draw"] else None
+    predictor = Predictor(trained, batch_size=values["batch_size"], max_megapixels=values["max_megapixels"])
+    look = Look(values["score_threshold"], labels, values["heatmaps"]) if values["draw"] else None
     images, people, unusable = predict(predictor, source, values["output"], boxes, look)
     left_out = f"; {unusable} could not be used, see above" if unusable else ""
     print(printable(f"{images} images, {people} people: {values['output']}{left_out}"))
-
-
-def _number(values: Mapping[str, Any], name: str) -> float:
-    try:
-        number = float(values[name])
-    except ValueError:
-        number = math.nan
-    whole = name == "batch_size"
-    if not math.isfinite(number) or number < 0 or (whole and number != int(number)):
-        raise InputError(f"--{name}={values[name]}: must be {'an integer' if whole else 'a number'}, 0 or more")
-    return number
 
 
 def _drawn(

@@ -21,7 +21,6 @@ cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
 import os
 import statistics
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -244,17 +243,7 @@ def _is_number(value: Any) -> bool:
 
 def main() -> None:
     """The command line."""
-    sys.argv[1:] = _with_workdir_named(sys.argv[1:])
-    cli.run(__doc__, OPTIONS, _report, lambda values: stored_config(values["workdir"], values["checkpoint"]))
-
-
-def _with_workdir_named(arguments: list[str]) -> list[str]:
-    """Adds `--workdir` to the first argument that is neither a flag nor a flag's value."""
-    for i, argument in enumerate(arguments):
-        before = arguments[i - 1] if i else ""
-        if not argument.startswith("-") and not (before.startswith("-") and "=" not in before):
-            return [*arguments[:i], f"--workdir={argument}", *arguments[i + 1 :]]
-    return arguments
+    cli.run(__doc__, OPTIONS, _report, lambda values: stored_config(values["workdir"], values["checkpoint"]), "workdir")
 
 
 def _report(values: Mapping[str, Any], config: ConfigDict) -> None:

@@ -89,7 +89,8 @@ TRAIN = ("hrnet_jax.train", "--config", "configs/quickstart.py", "--workdir", "{
     [
         ((*TRAIN, "--config.optimizer.learnin_rate=1"), "learnin_rate"),
         ((*TRAIN, "--config.batch_size=many"), "batch_size"),
-        ((*TRAIN, "--verbose"), "Unknown command line flag 'verbose'"),
+        ((*TRAIN, "--batch-size=8"), "did you mean --config.batch_size or --config.eval.batch_size?"),
+        ((*TRAIN, "--verbose"), "unknown flag --verbose; --help"),
         ((*TRAIN, "--config.data.root={tmp}/none"), "none/"),
         (("hrnet_jax.train", "--config", "none.py", "--workdir", "{tmp}"), "none.py: no such config file"),
         (("hrnet_jax.train", "--config", "configs/coco.py:w64", "--workdir", "{tmp}"), "unknown variant w64"),

@@ -135,7 +135,7 @@ def test_a_continued_run_may_change_these():
 )
 def test_flags_with_impossible_values_get_one_line(flag, message):
     """After flags have cast them."""
-    _, config = cli.parse(["command", f"--config.{flag}"], "", {}, lambda values: recipe())
+    _, config = cli.parse([f"--config.{flag}"], "", {}, lambda values: recipe())
     refused(f"^{message}", check, config)
 
 

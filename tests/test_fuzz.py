@@ -196,8 +196,7 @@ def test_every_recipe_has_the_keys_that_are_needed():
 
 def test_stored_sizes_can_be_overridden(shop):
     stored = config_lib.from_json(shop.folder / "config.json")
-    argv = ["command", "--config.codec.input_size=128,96"]
-    _, config = fuzz.cli.parse(argv, "", {}, lambda values: stored)
+    _, config = fuzz.cli.parse(["--config.codec.input_size=128,96"], "", {}, lambda values: stored)
     config_lib.check(config)
     assert tuple(config.codec.input_size) == (128, 96)
 

@@ -194,13 +194,15 @@ def test_hosts_that_do_not_answer_are_no_reason_to_start_anew(cloud, source, tra
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", *TRAINING], "--name"),
+        (["run", *TRAINING], "missing --name, --zone"),
+        (["start", "--name=a", "--zone=b"], "start: unknown; the commands are create, run"),
+        (["watch", "--name=a", "--zone=b", "--poll=-1"], "--poll=-1.0: must be 0 or more"),
         (["run", "--name=a", "--zone=b", *TRAINING], "--type is missing"),
         (["create", "--name=a", "--zone=b", "--type=v6e-8", "--spot", "--reserved"], "one or the other"),
         (["run", "--name=a", "--zone=b", "--type=v5litepod-8"], "--config and --workdir missing after --"),
         (["create", "--name=a", "--zone=b", "--type=h100-8", "--dry_run"], "set --runtime_version"),
         (["create", "--name=a", "--zone=b", "--type=v5litepod-3"], "not created: ERROR: (gcloud) INVALID_ARGUMENT"),
-        (["create", "--name=a", "--zone=b", "--type=v6e-8", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["create", "--name=a", "--zone=b", "--type=v6e-8", "--frobnicate"], "unknown arguments: --frobnicate"),
         (["create", "--name=a", "--zone=b", "--type=v5litepod-8", "--poll=0", "--source=/absent"], "--source=/absent"),
     ],
 )

@@ -5,10 +5,12 @@ Functions return commands and do not run them.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import shlex
 from collections.abc import Sequence
+from types import SimpleNamespace
+
+from data_pipelines.errors import InputError
 
 # cloud.google.com/tpu/docs/runtimes, "TPU software versions".
 RUNTIMES = {
@@ -31,14 +33,10 @@ ARCHIVE = "hrnet_jax.tar.gz"
 ANSWER = "hrnet-status"
 
 
-class LaunchError(Exception):
-    """An error message for the user."""
-
-
 class Tpu:
     """gcloud commands for a queued resource and its slice of the same name."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: SimpleNamespace):
         self.options = options
         self._where = [f"--zone={options.zone}", *([f"--project={options.project}"] if options.project else [])]
         self._queue = ["gcloud", "compute", "tpus", "queued-resources"]
@@ -81,10 +79,10 @@ def runtime_version(accelerator: str) -> str:
     try:
         return RUNTIMES[accelerator.partition("-")[0]]
     except KeyError:
-        raise LaunchError(f"--type={accelerator}: its software version is not known; set --runtime_version") from None
+        raise InputError(f"--type={accelerator}: its software version is not known; set --runtime_version") from None
 
 
-def unpack_command(options: argparse.Namespace) -> str:
+def unpack_command(options: SimpleNamespace) -> str:
     """On a host: unpacks the code, then runs the set-up and the user's preparations."""
     steps = [f"rm -rf {SOURCE} {RUN}", f"mkdir -p {SOURCE} {RUN}", f"cd {SOURCE}", f"tar -xzf ~/{ARCHIVE}"]
     steps += [options.setup, *([options.prepare] if options.prepare else []), "touch .ready"]
