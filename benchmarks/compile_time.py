@@ -30,7 +30,7 @@ from jax.experimental.serialize_executable import serialize
 from configs import coco
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models import Network, create_model, state_dict
-from hrnet_jax.training.step import make_train_step, start
+from hrnet_jax.training.step import make_train_step, new_state
 
 FORMS = {"plain": False, "scan": True}
 
@@ -44,7 +44,7 @@ def measure(scan: bool, arguments: argparse.Namespace) -> dict[str, Any]:
     network, optimizer = Network.of(model), optax.adam(5e-4)
     step = make_train_step(network, create_codec(config.codec), optimizer, 1)
     params, stats = network.stack(state_dict(model))
-    state = start(params, stats, optimizer, 0.0)
+    state = new_state(params, stats, optimizer, 0.0)
     rng = np.random.default_rng(0)
     data = {
         "image": rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8),

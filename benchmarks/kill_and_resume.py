@@ -33,7 +33,7 @@ from hrnet_jax.config import from_json
 from hrnet_jax.mesh import create_mesh, on_mesh, replicated
 from hrnet_jax.models import create_model, state_dict
 from hrnet_jax.training import metrics
-from hrnet_jax.training.step import start, to_items
+from hrnet_jax.training.step import new_state, to_items
 from hrnet_jax.weights import checkpoint
 
 EVALUATED = 4  # epochs from one evaluation to the next
@@ -155,7 +155,7 @@ def kill_once(
 def final_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
     """All arrays of the newest checkpoint by path, and its step."""
     config = from_json(workdir / "config.json")
-    state = start(*state_dict(create_model(config)), optax.adam(lambda step: 1e-3), config.ema)
+    state = new_state(*state_dict(create_model(config)), optax.adam(lambda step: 1e-3), config.ema)
     newest = epath.Path(workdir) / "checkpoints" / str(checkpoint.steps(workdir / "checkpoints")[-1])
     assert checkpoint.damage(newest) is None
     items, meta = checkpoint.restore(newest, to_items(on_mesh(state, replicated(create_mesh(jax.devices()[:1])))))

@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from benchmarks.steps import Step, experiment, random_batch
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models import Network, create_model, state_dict
-from hrnet_jax.training.step import make_train_step, start
+from hrnet_jax.training.step import make_train_step, new_state
 
 # How far bfloat16 may be from float32: relative L2 distance of all gradients together, the smallest cosine of one
 # kernel's gradients, relative distance of the losses. A convolution that computes something else is far outside.
@@ -124,7 +124,7 @@ def gradients(config: ConfigDict) -> tuple[Gradients, float]:
     )
     step = make_train_step(Network.of(model), create_codec(config.codec), keep, sources=1)
     batch = jax.tree.map(jnp.asarray, random_batch(config))
-    state, measured = step(start(*state_dict(model), keep, 0.0), batch)
+    state, measured = step(new_state(*state_dict(model), keep, 0.0), batch)
     assert bool(measured["finite"]), "the step was skipped: its loss or gradients are not finite"
     return jax.device_get(state.opt_state), float(measured["loss"])
 

@@ -19,7 +19,7 @@ from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
-from hrnet_jax.training.step import learning_rate, start
+from hrnet_jax.training.step import learning_rate, new_state
 
 
 def experiment(
@@ -50,7 +50,7 @@ class Step:
         self.state: Any = (params, stats)
         if name == "train":
             optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=1000))
-            self.state = start(params, stats, optimizer, config.ema)
+            self.state = new_state(params, stats, optimizer, config.ema)
         elif name == "folded":
             self.state = (jax.jit(fold)(unstack(params), unstack(stats)), {})
         self.state = jax.device_put(self.state, replicated(self.mesh))

@@ -34,7 +34,7 @@ from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
 from data_pipelines.prepare_report import FACTS, make_report, sources, summary
 from data_pipelines.prepared import INDEX, REPORT
 from data_pipelines.processes import starting_workers
-from data_pipelines.shards import Shard, SourceImage, start_worker, write_shard
+from data_pipelines.shards import ListedImage, Shard, start_worker, write_shard
 from data_pipelines.tfds_metadata import FINISHED, shard_name, write_tfds_metadata
 
 IMAGES_PER_SHARD = 800
@@ -127,7 +127,7 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
     storage.upload(folder, target, last=FINISHED)
 
 
-def _source_images(annotations: pathlib.Path, instances: Instances, all_images: bool) -> list[SourceImage]:
+def _source_images(annotations: pathlib.Path, instances: Instances, all_images: bool) -> list[ListedImage]:
     """The images to prepare: those with people in the order of `instances.files`, then with `all_images` the others."""
     listed: dict[str, tuple[int, tuple[int, int] | None]] = {}
     for key, piece in stream_json(annotations):
@@ -141,14 +141,14 @@ def _source_images(annotations: pathlib.Path, instances: Instances, all_images: 
     people = dict(zip([file.decode() for file in instances.files], np.split(order, cuts), strict=True))
     nobody = order[:0]
     return [
-        SourceImage(file, *listed[file], *(getattr(instances, c)[rows] for c in ("instance_id", "bbox", "keypoints")))
+        ListedImage(file, *listed[file], *(getattr(instances, c)[rows] for c in ("instance_id", "bbox", "keypoints")))
         for file in [*people, *([file for file in listed if file not in people] if all_images else [])]
         for rows in [people.get(file, nobody)]
     ]
 
 
 def _plan(
-    output: pathlib.Path, folder: pathlib.Path, images: list[SourceImage], original: bool, size: int
+    output: pathlib.Path, folder: pathlib.Path, images: list[ListedImage], original: bool, size: int
 ) -> list[Shard]:
     runs = [tuple(images[i : i + size]) for i in range(0, len(images), size)]
     return [

@@ -32,7 +32,7 @@ _stop: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceImage:
+class ListedImage:
     """An image file and its annotations: id, (height, width) if given, people."""
 
     file: str
@@ -51,7 +51,7 @@ class Shard:
     facts: pathlib.Path
     folder: pathlib.Path
     original: bool
-    images: tuple[SourceImage, ...]
+    images: tuple[ListedImage, ...]
 
 
 class StoppedError(Exception):
@@ -99,7 +99,7 @@ def write_shard(shard: Shard) -> dict[str, Any]:
     return facts
 
 
-def _record(shard: Shard, image: SourceImage) -> tuple[bytes, dict[str, Any]]:
+def _record(shard: Shard, image: ListedImage) -> tuple[bytes, dict[str, Any]]:
     """An image's record and its facts. Raises InputError if the image is unusable."""
     path = shard.folder / image.file
     try:

@@ -51,7 +51,7 @@ from hrnet_jax.mesh import create_mesh, on_mesh, replicated
 from hrnet_jax.models import Network, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.tpu.hlo import collectives
-from hrnet_jax.training.step import learning_rate, make_train_step, start
+from hrnet_jax.training.step import learning_rate, make_train_step, new_state
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
         return eval_step.lower(on_mesh(weights, replicated(mesh)), {}, batch["image"])
     # The epoch length is a constant of the schedule and affects neither time nor memory.
     optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=1000))
-    state = jax.eval_shape(lambda params, stats: start(params, stats, optimizer, config.ema), params, stats)
+    state = jax.eval_shape(lambda params, stats: new_state(params, stats, optimizer, config.ema), params, stats)
     train_step: Any = make_train_step(
         *(network, codec, optimizer, len(config.data.train)),
         parts=config.accumulate,

@@ -54,7 +54,7 @@ from data_pipelines.errors import InputError, printable, utf8
 from data_pipelines.keypoints import KeypointSet, keypoint_set
 from hrnet_jax import draw
 from hrnet_jax.inference.boxes import BoxFile, read_boxes
-from hrnet_jax.inference.predictor import Person, Predictor, Prepared, config_errors
+from hrnet_jax.inference.predictor import BoxedImage, Person, Predictor, config_errors
 from hrnet_jax.inference.sources import Pixels, Shot, Source
 from hrnet_jax.weights import checkpoint
 
@@ -91,7 +91,7 @@ def predict(
         unusable.append(reason)
         logger.warning("left out: %s", reason)
 
-    def prepared() -> Iterator[Prepared]:
+    def prepared() -> Iterator[BoxedImage]:
         for shot in source.shots(predictor.max_megapixels, leave_out):
             xywh, scores = boxes.of(shot.key) if boxes else (None, [1.0])
             try:

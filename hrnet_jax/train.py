@@ -47,13 +47,13 @@ from hrnet_jax.training.lease import hold
 from hrnet_jax.training.record import RunRecord, describe_devices
 from hrnet_jax.training.step import (
     TrainState,
-    averaged,
     by_canonical_name,
     from_items,
     learning_rate,
     make_train_step,
-    start,
+    new_state,
     to_items,
+    weights_to_evaluate,
 )
 from hrnet_jax.training.step_log import Profiler, StepLog
 from hrnet_jax.training.stopping import StopRequest
@@ -115,7 +115,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
         # The state: from the newest checkpoint, else fresh.
         checkpoints = stack.enter_context(Checkpoints(folder / FOLDER, config.checkpoint.keep, config.best))
-        fresh = functools.partial(start, optimizer=optimizer, ema_decay=config.ema)
+        fresh = functools.partial(new_state, optimizer=optimizer, ema_decay=config.ema)
         abstract = jax.eval_shape(fresh, *state_dict(model))
         if restored := checkpoints.restore(to_items(on_mesh(abstract, replicated(mesh)))):
             items, meta = restored
@@ -209,7 +209,7 @@ class Run:
 
     def evaluate(self, state: TrainState, step: int, stop: StopRequest) -> None:
         """Evaluates a saved state and writes the result, unless the run is stopped in between."""
-        result = self.evaluator(*averaged(state), lambda: stop.requested)
+        result = self.evaluator(*weights_to_evaluate(state), lambda: stop.requested)
         if result is None:
             return
         numbers, predictions = result

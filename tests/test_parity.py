@@ -21,7 +21,7 @@ from hrnet_jax.convert import load_torch_state_dict
 from hrnet_jax.inference.steps import MEAN, STD, make_eval_step, normalise, to_image
 from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
-from hrnet_jax.training.step import learning_rate, make_train_step, start
+from hrnet_jax.training.step import learning_rate, make_train_step, new_state
 from tests.parity_table import record
 
 W32 = {"model": {"variant": "w32"}, "keypoints": "coco"}
@@ -125,7 +125,7 @@ def training(golden, w32):
         step = make_train_step(network, create_codec(MSRA), optimizer, 1)
         # The step donates its state.
         params, stats = jax.tree.map(jnp.copy, state_dict(w32))
-        state = jax.jit(network.stack)(start(params, stats, optimizer, 0.0))
+        state = jax.jit(network.stack)(new_state(params, stats, optimizer, 0.0))
         batch = {
             "image": golden_input(0, 2)[1],
             "keypoints": expected["keypoints"],

@@ -12,7 +12,7 @@ from hrnet_jax.models import VARIANTS, Network, Variant, abstract_model, create_
 from hrnet_jax.models.convolution import conv_general_dilated
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
-from hrnet_jax.training.step import make_train_step, start
+from hrnet_jax.training.step import make_train_step, new_state
 from hrnet_jax.weights import checkpoint
 from tests.helpers import REPOSITORY
 
@@ -52,7 +52,7 @@ def steps():
         network, optimizer = Network.of(model), optax.adam(1e-4)
         params, stats = network.stack(state_dict(model))
         assert any(":" in name for name in params) == scan
-        state = start(params, stats, optimizer, 0.9)
+        state = new_state(params, stats, optimizer, 0.9)
         step, measured = make_train_step(network, codec, optimizer, 2, ema_decay=0.9), []
         for _ in range(3):
             state, numbers = step(state, batch)
@@ -81,7 +81,7 @@ def test_loops_train_like_modules_in_a_row(steps):
 def test_stacking_and_back_is_exact():
     model = create_model(model_config(scan=True))
     network, plain = Network.of(model), state_dict(model)
-    state = start(*plain, optax.adam(1e-4), 0.9)
+    state = new_state(*plain, optax.adam(1e-4), 0.9)
     stacked = network.stack(state)
     name = "backbone.stage3.0:2.branches.1.0:2.conv1.weight"
     assert stacked.params[name].shape == (2, 2, 3, 3, 8, 8)

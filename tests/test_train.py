@@ -25,7 +25,7 @@ from hrnet_jax.outcomes import Aborted
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
 from hrnet_jax.training.identity import check_experiment
-from hrnet_jax.training.step import from_items, learning_rate, make_train_step, start, to_items
+from hrnet_jax.training.step import from_items, learning_rate, make_train_step, new_state, to_items
 from hrnet_jax.training.stopping import StopRequest
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.checkpoint import Checkpoints
@@ -48,7 +48,7 @@ def test_two_devices_train_like_one(shared, group_size):
     def trace(devices):
         mesh = create_mesh(devices)
         params, stats = state_dict(create_model(config))  # of its own: the step takes its state's memory
-        state = jax.device_put(start(params, stats, optimizer, 0.0), replicated(mesh))
+        state = jax.device_put(new_state(params, stats, optimizer, 0.0), replicated(mesh))
         step = make_train_step(Network.of(model), codec, optimizer, 2)
         losses, first_stats = [], None
         for batch in batches:
@@ -111,7 +111,7 @@ def test_both_sources_are_learnt(shared, tmp_path, name):
 def state_of(workdir, ema=0.0):
     """All arrays of the newest checkpoint and its meta."""
     config = load_config(f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal")
-    state = start(*state_dict(create_model(config)), optax.adam(lambda step: 1e-3), ema)
+    state = new_state(*state_dict(create_model(config)), optax.adam(lambda step: 1e-3), ema)
     abstract = to_items(on_mesh(state, replicated(create_mesh(jax.devices()[:1]))))
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2) as checkpoints:
         restored, meta = checkpoints.restore(abstract)
@@ -347,7 +347,7 @@ def one_step(shared, *, parts=1, ema_decay=0.0, steps=1, devices=None, change=la
     optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=6))
     mesh = create_mesh(jax.devices()[:devices])
     params, stats = state_dict(create_model(config))
-    state = jax.device_put(start(params, stats, optimizer, ema_decay), replicated(mesh))
+    state = jax.device_put(new_state(params, stats, optimizer, ema_decay), replicated(mesh))
     step = make_train_step(Network.of(model), codec, optimizer, 2, parts=parts, devices=mesh.size, ema_decay=ema_decay)
     states, measurements = [jax.device_get(state)], []
     for number in range(steps):

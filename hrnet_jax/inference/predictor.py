@@ -62,7 +62,7 @@ def load(path: str | os.PathLike, *, batch_size: int = BATCH_SIZE, max_megapixel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prepared:
+class BoxedImage:
     """An image and its crops.
 
     Attributes:
@@ -140,7 +140,7 @@ class Predictor:
         prepared = (self.prepare(image, b, name=f"image {number}", clip=clip) for number, (image, b) in pairs)
         return list(self.people(prepared, heatmaps=heatmaps))
 
-    def prepare(self, image: Image, boxes: Any = None, *, name: str = "image", clip: bool = False) -> Prepared:
+    def prepare(self, image: Image, boxes: Any = None, *, name: str = "image", clip: bool = False) -> BoxedImage:
         """Reads and checks an image and its boxes (see `__call__`); `name` identifies an array in messages."""
         if isinstance(image, (str, os.PathLike)):
             name, image = str(image), read_rgb(image, self.max_megapixels)
@@ -155,9 +155,9 @@ class Predictor:
             boxes = [[0, 0, size[1], size[0]]]
         xywh = _checked_boxes(boxes, name)
         views = [self._view(box, size, clip, f"{name}: box {number}") for number, box in enumerate(xywh)]
-        return Prepared(pixels, xywh, views)
+        return BoxedImage(pixels, xywh, views)
 
-    def people(self, prepared: Iterable[Prepared], *, heatmaps: bool = False) -> Iterator[list[Person]]:
+    def people(self, prepared: Iterable[BoxedImage], *, heatmaps: bool = False) -> Iterator[list[Person]]:
         """Yields the people of each prepared image, in order; prepares the next images while the device works."""
         waiting: collections.deque[tuple[np.ndarray, list[View]]] = collections.deque()
         answers: collections.deque[tuple[np.ndarray, ...]] = collections.deque()

@@ -33,13 +33,13 @@ class TrainState(NamedTuple):
     skipped: Array  # steps whose loss or gradients were not finite
 
 
-def start(params: Arrays, stats: Arrays, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
+def new_state(params: Arrays, stats: Arrays, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
     """The state before the first step."""
     ema = jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if ema_decay else {}
     return TrainState(jnp.int32(0), params, stats, optimizer.init(params), ema, jnp.int32(0))
 
 
-def averaged(state: TrainState) -> tuple[Arrays, Arrays]:
+def weights_to_evaluate(state: TrainState) -> tuple[Arrays, Arrays]:
     """The parameters and statistics to evaluate: the moving averages if there are any."""
     return (state.ema["params"], state.ema["stats"]) if state.ema else (state.params, state.stats)
 
