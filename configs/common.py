@@ -26,6 +26,24 @@ VARIANTS = {
     "runlocal": "laptop size: a tiny network, 64x64 inputs, batches of 16, two epochs",
 }
 
+# What each variant changes, in the order of `VARIANTS`.
+_CHANGES: dict[str, dict[str, Any]] = {
+    "w48": {"model.variant": "w48", "model.group_size": 32, "batch_size": 256},
+    "384x288": {"codec.input_size": (384, 288), "codec.sigma": 3.0},
+    "dark": {"codec.name": "dark", "codec.blur_kernel": 11},  # also at 384x288, as published
+    "udp": {"codec.name": "udp", "codec.blur_kernel": 11},
+    "udp_combined": {"codec.name": "udp_combined", "codec.sigma": None, "codec.radius_factor": 0.0546875},
+    "photometric": {"data.augment.photometric": 1.0},
+    "coarse_dropout": {"data.augment.coarse_dropout": 0.5},
+    "grid_mask": {"data.augment.grid_mask": 0.5},
+    "bf16": {"model.dtype": "bfloat16"},
+    "runlocal": {
+        **{"model.variant": "tiny", "model.group_size": 0, "codec.input_size": (64, 64), "batch_size": 16},
+        **{"epochs": 2, "optimizer.warmup_steps": 10, "optimizer.milestones": (), "log_every": 2},
+        **{"eval.every_epochs": 2, "eval.batch_size": 16, "data.loader.threads": 2},
+    },
+}
+
 # At most one of each group may be given.
 _ALTERNATIVES = (("w32", "w48"), ("256x192", "384x288"), ("msra", "dark", "udp", "udp_combined"))
 
@@ -146,7 +164,7 @@ def recipe(
     c.log_every = 50  # steps
 
     for variant in variants:
-        _APPLY[variant](c)
+        c.update_from_flattened_dict(_CHANGES.get(variant, {}))
     return c
 
 
@@ -166,72 +184,3 @@ def train_sources(*names: str) -> dict[str, dict[str, str]]:
     """The training sources with the given names, `coco` or `aic`."""
     known: dict[str, dict[str, str]] = {"coco": COCO_TRAIN, "aic": AIC_TRAIN}
     return {name: known[name] for name in names}
-
-
-def _w48(c: ConfigDict) -> None:
-    c.model.variant = "w48"
-    c.model.group_size = 32
-    c.batch_size = 256
-
-
-def _384x288(c: ConfigDict) -> None:
-    c.codec.input_size = (384, 288)
-    c.codec.sigma = 3.0
-
-
-def _dark(c: ConfigDict) -> None:
-    c.codec.name = "dark"
-    c.codec.blur_kernel = 11  # also at 384x288, as published
-
-
-def _udp(c: ConfigDict) -> None:
-    c.codec.name = "udp"
-    c.codec.blur_kernel = 11
-
-
-def _udp_combined(c: ConfigDict) -> None:
-    del c.codec.sigma
-    c.codec.name = "udp_combined"
-    c.codec.radius_factor = 0.0546875
-
-
-def _photometric(c: ConfigDict) -> None:
-    c.data.augment.photometric = 1.0
-
-
-def _coarse_dropout(c: ConfigDict) -> None:
-    c.data.augment.coarse_dropout = 0.5
-
-
-def _grid_mask(c: ConfigDict) -> None:
-    c.data.augment.grid_mask = 0.5
-
-
-def _bf16(c: ConfigDict) -> None:
-    c.model.dtype = "bfloat16"
-
-
-def _runlocal(c: ConfigDict) -> None:
-    c.model.variant = "tiny"
-    c.codec.input_size = (64, 64)
-    c.batch_size = 16
-    c.model.group_size = 0
-    c.epochs = 2
-    c.optimizer.warmup_steps = 10
-    c.optimizer.milestones = ()
-    c.eval.every_epochs = 2
-    c.eval.batch_size = 16
-    c.data.loader.threads = 2
-    c.log_every = 2
-
-
-def _default(c: ConfigDict) -> None:
-    del c
-
-
-_APPLY = {
-    **{"w32": _default, "256x192": _default, "msra": _default},
-    **{"w48": _w48, "384x288": _384x288, "dark": _dark, "udp": _udp, "udp_combined": _udp_combined},
-    **{"photometric": _photometric, "coarse_dropout": _coarse_dropout, "grid_mask": _grid_mask},
-    **{"bf16": _bf16, "runlocal": _runlocal},
-}

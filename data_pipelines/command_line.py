@@ -1,4 +1,4 @@
-"""What all commands share: a table of options and exit codes. It needs only the standard library.
+"""What all commands share: a table of options, exit codes, progress. Parsing needs only the standard library.
 
 Exit codes: 0 done; 1 the user gave something wrong, described in one line; 130 interrupted. `hrnet_jax.cli` has more.
 """
@@ -6,13 +6,17 @@ Exit codes: 0 done; 1 the user gave something wrong, described in one line; 130 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from data_pipelines.errors import DISK_PROBLEMS, InputError, tell
+
+_SILENCE = 10  # seconds without a terminal
 
 # An option's name -> (default, or None for text that must be given; help). The default tells the type; numbers must be
 # 0 or more. On the command line: `--NAME=VALUE`, `--NAME VALUE`, `--[no]NAME`; hyphens may stand for underscores.
@@ -86,6 +90,26 @@ def status(command: Callable[[], int | None], interrupted: str = "interrupted") 
         print(interrupted, file=sys.stderr)
         return 128 + signal.SIGINT
     return 1
+
+
+@contextlib.contextmanager
+def progress(total: int | None, unit: str = " images") -> Iterator[Callable[[int], None]]:
+    """Yields a function that counts; shows progress on stderr, or, without a terminal, one line every ten seconds."""
+    import tqdm
+
+    with tqdm.tqdm(total=total, unit=unit, disable=None) as bar:
+        start = shown = time.monotonic()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, shown
+            done += count
+            bar.update(count)
+            if bar.disable and time.monotonic() - shown > _SILENCE:
+                shown = time.monotonic()
+                print(bar.format_meter(done, total, shown - start, unit=unit), file=sys.stderr, flush=True)
+
+        yield advance
 
 
 class _Parser(argparse.ArgumentParser):

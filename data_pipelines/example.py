@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+
+_importing = threading.Lock()
 
 Value = bytes | int | bool | np.ndarray
 
@@ -27,10 +30,11 @@ def encode_example(features: Mapping[str, Value]) -> bytes:
 
 def decode_example(record: bytes, keys: Collection[str]) -> dict[str, Any]:
     """Reads some features of an example: bytes, or a list of numbers. Raises ValueError when it is not well formed."""
+    message = _message()
     from google.protobuf.message import DecodeError
 
     try:
-        features = _message().FromString(record).features.feature
+        features = message.FromString(record).features.feature
     except DecodeError:
         raise ValueError("not an example") from None
     if missing := sorted(key for key in keys if key not in features):
@@ -49,7 +53,8 @@ def _values(feature: Any) -> bytes | list[int] | list[float]:
 
 
 def _message() -> Any:
-    # The import takes a second and 50 MB, which training from image files should not pay.
-    from tensorflow_datasets.proto import tf_example_generated_pb2
-
+    # The import takes a second and 50 MB, which training from image files should not pay. Two of the loader's threads
+    # that begin it together may wait for each other for ever, because its lazy imports hold a lock of their own.
+    with _importing:
+        from tensorflow_datasets.proto import tf_example_generated_pb2
     return tf_example_generated_pb2.Example

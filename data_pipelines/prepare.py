@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 from etils import epath
 
 from data_pipelines import command_line, storage
@@ -53,7 +52,6 @@ OPTIONS: command_line.Options = {
     "scratch": ("", "local folder for output to a bucket; default: the system's temporary folder"),
 }
 
-_SILENCE = 10  # seconds without a terminal
 _PACKAGES = ("array-record", "numpy", "opencv-python-headless", "pillow", "tensorflow-datasets")
 
 
@@ -166,7 +164,7 @@ def _plan(
 def _write_shards(shards: list[Shard], processes: int, max_unreadable: float) -> list[dict[str, Any]]:
     total = sum(len(shard.images) for shard in shards)
     finished: dict[str, dict[str, Any]] = {}
-    with _progress(total) as advance:
+    with command_line.progress(total) as advance:
 
         def take(shard: Shard, facts: dict[str, Any]) -> None:
             finished[shard.path.name] = facts
@@ -247,24 +245,6 @@ def _remove_others(output: pathlib.Path, shards: list[Shard]) -> None:
             path.unlink()
     for folder in (output, output / FACTS):
         storage.remove_partial(folder)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows progress on stderr; without a terminal, one line every ten seconds."""
-    with tqdm.tqdm(total=total, unit=" images", disable=None) as bar:
-        start = shown = time.monotonic()
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done, shown
-            done += count
-            bar.update(count)
-            if bar.disable and time.monotonic() - shown > _SILENCE:
-                shown = time.monotonic()
-                print(bar.format_meter(done, total, shown - start, unit=" images"), file=sys.stderr, flush=True)
-
-        yield advance
 
 
 def main(arguments: list[str] | None = None) -> int:

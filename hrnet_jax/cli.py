@@ -16,13 +16,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines import command_line
 from data_pipelines.command_line import Options
 from data_pipelines.errors import InputError, LogFormatter, tell
-from data_pipelines.json_files import read_json
 from hrnet_jax.outcomes import ABORTED, INTERRUPTED, Aborted, Interrupted
 
 DISTRIBUTED = (False, "one of several processes, on one or more hosts, that run the same command")
@@ -115,11 +113,6 @@ def parse(
     if unknown:
         raise InputError(f"unknown arguments: {' '.join(unknown)}; --help tells more")
     return values, overrides["config"].value
-
-
-def read_metrics(path: str | os.PathLike) -> dict[str, Any]:
-    """The content of a metrics.json; empty when there is none."""
-    return read_json(path) if epath.Path(path).exists() else {}
 
 
 def _similar(name: str, names: list[str]) -> list[str]:

@@ -33,13 +33,11 @@ cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
 import collections
 import contextlib
-import datetime
 import itertools
 import json
 import logging
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -49,7 +47,7 @@ from etils import epath
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from data_pipelines import storage
+from data_pipelines import command_line, storage
 from data_pipelines.errors import InputError, printable, utf8
 from data_pipelines.keypoints import KeypointSet, keypoint_set
 from hrnet_jax import draw
@@ -59,8 +57,6 @@ from hrnet_jax.inference.sources import Pixels, Shot, Source
 from hrnet_jax.weights import checkpoint
 
 FORMAT_VERSION = 1
-
-_REPORT_EVERY = 10.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -113,9 +109,12 @@ def predict(
         "keypoints": list(predictor.keypoint_set.names),
     }
     images = people_seen = 0
-    progress = _Progress(source.total)
     pictures = _Pictures(folder, source.frames_a_second)
-    with _record_writer(folder / "predictions.json", head) as write_record, pictures:
+    with (
+        command_line.progress(source.total or None) as advance,
+        _record_writer(folder / "predictions.json", head) as write_record,
+        pictures,
+    ):
         for people in predictor.people(prepared(), heatmaps=bool(look and look.heatmaps)):
             shot, scores, zoom = pending.popleft()
             write_record({**shot.record, "people": [_plain(*pair) for pair in zip(people, scores, strict=True)]})
@@ -123,7 +122,7 @@ def predict(
                 truth = boxes.truth.get(shot.key) if boxes else None
                 pictures.add(shot.key, _drawn(shot.pixels, zoom, people, truth, predictor.keypoint_set, look))
             images, people_seen = images + 1, people_seen + len(people)
-            progress.tell(images + len(unusable))
+            advance(1)
         if not images:
             raise InputError(f"{source.path}: none of its {len(unusable)} images could be used; see the warnings above")
     if pictures.problem:
@@ -280,27 +279,6 @@ def _named_in_ascii(path: pathlib.Path) -> Iterator[str]:
         yield f"/proc/self/fd/{folder}/{path.name}"
     finally:
         os.close(folder)
-
-
-class _Progress:
-    """Logs progress every few seconds."""
-
-    def __init__(self, total: int):
-        self._total = total
-        self._first = self._told = 0.0
-        self._known = 0  # images at the first call, when compilation was finished
-
-    def tell(self, done: int) -> None:
-        now = time.monotonic()
-        if not self._known:
-            self._first = self._told = now
-            self._known = done
-        if now - self._told < _REPORT_EVERY:
-            return
-        self._told = now
-        rate = (done - self._known) / (now - self._first)
-        left = datetime.timedelta(seconds=round(max(self._total - done, 0) / rate)) if self._total else "unknown"
-        logger.info("image %d/%s, %.1f images/s | ETA %s", done, self._total or "?", rate, left)
 
 
 if __name__ == "__main__":

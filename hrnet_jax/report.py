@@ -38,7 +38,6 @@ from hrnet_jax.training import metrics as metric_files
 from hrnet_jax.training import record as record_lib
 from hrnet_jax.weights import checkpoint
 
-_SUMMED = ("loss", "learning_rate", "gradient_norm")
 # Folders of a work directory that are not searched for evaluations, and the search depth.
 _OTHERS = {checkpoint.FOLDER, "cache", "logs", "tensorboard", "profile", "metrics"}
 _DEPTH = 3

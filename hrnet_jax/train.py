@@ -32,6 +32,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
+from data_pipelines.json_files import read_json_if_intact
 from data_pipelines.pipeline import TrainData, iterate
 from eval import coco
 from hrnet_jax import config as config_lib
@@ -176,7 +177,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                 raise Interrupted(f"stopped at step {step} of {total_steps} and saved; the same command continues")
     if is_main_host():
         draw_curves(workdir)
-    return cli.read_metrics(folder / "metrics.json")
+    return read_json_if_intact(folder / "metrics.json", dict) or {}
 
 
 @dataclasses.dataclass

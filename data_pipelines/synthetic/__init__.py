@@ -4,7 +4,7 @@
 command in place of the real data set.
 """
 
-from data_pipelines.synthetic.stats import describe, mean_pose, mean_pose_predictions
+from data_pipelines.synthetic.stats import describe
 from data_pipelines.synthetic.write import write_dataset
 
-__all__ = ["describe", "mean_pose", "mean_pose_predictions", "write_dataset"]
+__all__ = ["describe", "write_dataset"]
