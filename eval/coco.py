@@ -10,26 +10,33 @@ keypoint score above 0; here they count. As in MMPose, labelled keypoints are co
 `num_keypoints` is ignored. A number for which nothing was measured (no person of that size) is -1.
 """
 
-import argparse
 import contextlib
 import io
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data_pipelines import storage
+from data_pipelines import command_line, storage
 from data_pipelines.coco_files import PERSON, Path
-from data_pipelines.errors import InputError, tell
+from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet
 from data_pipelines.keypoints import keypoint_set as find_keypoint_set
 from eval.nms import instance_scores, suppress
 from eval.records import METRICS, Annotations, Detections, Predictions
+
+OPTIONS: command_line.Options = {
+    "annotations": (None, "COCO annotations with keypoints"),
+    "results": (None, "COCO results with final scores"),
+    "output": ("", "JSON file for the numbers and their conditions"),
+    "keypoints": ("coco", f"keypoint set: {', '.join(KEYPOINT_SETS)}"),
+    "use_area": (True, "uses a person's area as size; otherwise 0.53 x the box (AI Challenger has no areas)"),
+}
 
 Prediction = Mapping[str, Any]
 
@@ -162,25 +169,20 @@ def format_table(metrics: Mapping[str, Any], conditions: Mapping[str, Any]) -> s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status: 0, or 1 after printing an error."""
-    try:
-        arguments = _parse(argv)
-        if arguments.output is not None:
-            storage.check_output(arguments.output)
-        metrics = evaluate_results(
-            arguments.annotations,
-            arguments.results,
-            keypoint_set=arguments.keypoints,
-            use_area=arguments.use_area,
-        )
-        conditions = {name: value for name, value in metrics.items() if name not in METRICS}
-        conditions |= {"annotations": arguments.annotations, "results": arguments.results}
-        if arguments.output:
-            write_json(arguments.output, metrics | conditions)
-        print(format_table(metrics, conditions))
-    except InputError as error:
-        tell(error)
-        return 1
-    return 0
+    return command_line.status(lambda: _main(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: Sequence[str]) -> None:
+    values = command_line.parse(argv, __doc__, OPTIONS)
+    annotations, results, output = values["annotations"], values["results"], values["output"]
+    if output:
+        storage.check_output(output)
+    metrics = evaluate_results(annotations, results, keypoint_set=values["keypoints"], use_area=values["use_area"])
+    conditions = {name: value for name, value in metrics.items() if name not in METRICS}
+    conditions |= {"annotations": annotations, "results": results}
+    if output:
+        write_json(output, metrics | conditions)
+    print(format_table(metrics, conditions))
 
 
 def _select(
@@ -267,26 +269,6 @@ class _Evaluation(COCOeval):
             similar = np.exp(-np.compress(labelled, exponents, axis=1))
             oks[:, column] = similar.sum(axis=1) / similar.shape[1]
         return oks
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help shows the usage")
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m eval.coco", description="Computes the AP of a COCO keypoint results file.")
-    parser.add_argument("--annotations", required=True, metavar="GT.json", help="COCO annotations with keypoints")
-    parser.add_argument("--results", required=True, metavar="KEYPOINTS.json", help="COCO results with final scores")
-    parser.add_argument("--output", metavar="METRICS.json", help="file for the numbers and their conditions")
-    parser.add_argument("--keypoints", default="coco", choices=KEYPOINT_SETS, help="keypoint set (default: coco)")
-    parser.add_argument(
-        "--use_area",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="use a person's area as size; otherwise 0.53 x the box (AI Challenger has no areas)",
-    )
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -583,8 +583,8 @@ def test_missing_files_and_wrong_usage(tmp_path, capsys):
     for arguments, message in (
         (["--annotations", annotations, "--results", str(tmp_path / "no.json")], "no.json: no such file"),
         (["--annotations", str(tmp_path), "--results", results], f"{tmp_path}: Is a directory"),
-        (["--annotations", annotations], "required: --results"),
-        ([*good, "--keypoints", "hand"], "invalid choice: 'hand'"),
+        (["--annotations", annotations], "missing --results"),
+        ([*good, "--keypoints", "hand"], "unknown keypoint set 'hand'"),
         ([*good, "--output", str(tmp_path / "gt.json/m.json")], "m.json: cannot be written (Not a directory)"),
     ):
         assert coco.main(arguments) == 1

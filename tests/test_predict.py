@@ -232,7 +232,7 @@ def test_any_box_gives_a_result_or_one_line(predictor, box, height, width, clip)
 
 def test_damaged_models_get_one_line(folder, tmp_path):
     content = json.loads((folder / "config.json").read_text())
-    for section, key in (("model", "variant"), ("codec", "input_size"), ("data", "warp")):
+    for section, key in (("model", "variant"), ("codec", "input_size"), ("data", "root")):
         broken = {**content, section: {k: v for k, v in content[section].items() if k != key}}
         target = tmp_path / f"{section}.{key}"
         shutil.copytree(folder, target)
