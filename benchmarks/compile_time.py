@@ -29,7 +29,7 @@ from jax.experimental.serialize_executable import serialize
 
 from configs import coco
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.models import Network, create_model, state_dict
+from hrnet_jax.models import FunctionalModel, create_model, state_dict
 from hrnet_jax.training.step import make_train_step, new_state
 
 FORMS = {"plain": False, "scan": True}
@@ -41,7 +41,7 @@ def measure(scan: bool, arguments: argparse.Namespace) -> dict[str, Any]:
     config.model.variant, config.model.scan = arguments.variant, scan
     size, batch = tuple(config.codec.input_size), arguments.batch
     model = create_model(config)
-    network, optimizer = Network.of(model), optax.adam(5e-4)
+    network, optimizer = FunctionalModel.of(model), optax.adam(5e-4)
     step = make_train_step(network, create_codec(config.codec), optimizer, 1)
     params, stats = network.stack(state_dict(model))
     state = new_state(params, stats, optimizer, 0.0)

@@ -37,12 +37,12 @@ def our_forward(task: dict[str, Any]) -> tuple[Callable[[], Any], str]:
     """f() that computes the heatmaps of the task's image, and jax's version."""
     import jax
 
-    from hrnet_jax.models import Network, abstract_model, create_model, state_dict
+    from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
     from hrnet_jax.models.fold import fold
 
     config = experiment(task["variant"], tuple(task["size"]), "float32", 1)
     folded = "folded" in task["mode"]
-    network = Network.of(abstract_model(config, folded=folded))
+    network = FunctionalModel.of(abstract_model(config, folded=folded))
     weights: Any = state_dict(create_model(config))
     if folded:
         weights = (jax.jit(fold)(*weights), {})

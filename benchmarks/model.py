@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.steps import Step, experiment, random_batch
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.models import Network, create_model, state_dict
+from hrnet_jax.models import FunctionalModel, create_model, state_dict
 from hrnet_jax.training.step import make_train_step, new_state
 
 # How far bfloat16 may be from float32: relative L2 distance of all gradients together, the smallest cosine of one
@@ -122,7 +122,7 @@ def gradients(config: ConfigDict) -> tuple[Gradients, float]:
         lambda params: jax.tree.map(jnp.zeros_like, params),
         lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), updates),
     )
-    step = make_train_step(Network.of(model), create_codec(config.codec), keep, sources=1)
+    step = make_train_step(FunctionalModel.of(model), create_codec(config.codec), keep, sources=1)
     batch = jax.tree.map(jnp.asarray, random_batch(config))
     state, measured = step(new_state(*state_dict(model), keep, 0.0), batch)
     assert bool(measured["finite"]), "the step was skipped: its loss or gradients are not finite"

@@ -17,7 +17,7 @@ from hrnet_jax import aot
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
-from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
+from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
 from hrnet_jax.training.step import learning_rate, new_state
 
@@ -45,7 +45,7 @@ class Step:
 
     def __init__(self, name: str, config: ConfigDict):
         self.name, self.mesh = name, create_mesh(1)
-        network = Network.of(abstract_model(config))
+        network = FunctionalModel.of(abstract_model(config))
         params, stats = network.stack(state_dict(create_model(config)))
         self.state: Any = (params, stats)
         if name == "train":
@@ -62,7 +62,7 @@ class Step:
         self.trace_seconds, self.compile_seconds = traced - started, time.perf_counter() - traced
 
     def _folded(self, config: ConfigDict) -> jax.stages.Lowered:
-        network = Network.of(abstract_model(config, folded=True, scan=False))
+        network = FunctionalModel.of(abstract_model(config, folded=True, scan=False))
         flip_indices = keypoint_set(config.keypoints).flip_indices
         step: Any = make_eval_step(network, create_codec(config.codec), flip_indices, config.eval.flip_test)
         return step.lower(*self.state, self.batch["image"])

@@ -86,7 +86,7 @@ def ours(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, Any]]
     def answered(batch: dict[str, Any], found: Any) -> None:
         keypoints, _ = jax.device_get(found)
         if "center" in batch:
-            to_image(keypoints, batch["center"], batch["scale"], tuple(config.codec.input_size))
+            to_image(keypoints, batch["center"], batch["scale"], create_codec(config.codec))
 
     batches = forever()
 
@@ -114,7 +114,7 @@ def _our_weights(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[st
     import jax
 
     from hrnet_jax.convert import to_torch
-    from hrnet_jax.models import Network, create_model, state_dict
+    from hrnet_jax.models import FunctionalModel, create_model, state_dict
     from hrnet_jax.weights.folder import save_folder
 
     if task["people"]:
@@ -129,7 +129,7 @@ def _our_weights(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[st
             {name: a + 0.5 * rng.random(a.shape, np.float32) * (a.ndim == 1) for name, a in arrays.items()}
             for arrays in (params, stats)
         )
-        forward = jax.jit(lambda params, stats, x: Network.of(model)(params, stats, x, train=False)[0])
+        forward = jax.jit(lambda params, stats, x: FunctionalModel.of(model)(params, stats, x, train=False)[0])
         heatmaps = forward(params, stats, check_image(config))
     folder = pathlib.Path(task["weights"])
     arrays = {name: np.asarray(array) for name, array in {**params, **stats}.items()}

@@ -110,7 +110,6 @@ def recipe(
     c.model.variant = "w32"
     c.model.dtype = "float32"
     c.model.group_size = 64  # samples that share BatchNorm statistics; 0: the complete batch
-    c.model.pack = False  # packs columns into a TPU's lanes: less memory traffic below 128 images per chip
     c.model.scan = False  # identical blocks and modules as loops: a third of the compile time, more memory
 
     c.codec = ConfigDict()

@@ -124,29 +124,36 @@ def truncated_normal(u: float) -> float:
     return _NORMAL.inv_cdf(_CDF + u * (1 - 2 * _CDF))
 
 
+def warp_span(size: tuple[int, int], kind: str) -> tuple[int, int]:
+    """The (x, y) length in crop pixels that a warp maps a view's width and height onto.
+
+    Args:
+      size: (height, width) of the crop.
+      kind: "msra" for (width, height); "udp" for (width - 1, height - 1), the intervals between pixel centres (Huang et
+        al., "The Devil is in the Details", CVPR 2020).
+    """
+    height, width = size
+    return {"msra": (width, height), "udp": (width - 1, height - 1)}[kind]
+
+
 def warp_matrix(view: View, size: tuple[int, int], kind: str) -> Matrix:
     """The affine map from image to crop pixels, for a view with the crop's aspect ratio.
 
-    Args:
-      view: the region to show.
-      size: (height, width) of the crop.
-      kind: "msra" maps the view's width onto `width` pixels; "udp" onto width - 1 intervals between pixel centres
-        (Huang et al., "The Devil is in the Details", CVPR 2020). The two rotate in opposite directions, as in MMPose.
+    It maps the view onto `warp_span`, and the view's centre to half of it. As in MMPose, "msra" and "udp" rotate in
+    opposite directions.
     """
-    height, width = size
+    span = np.array(warp_span(size, kind), np.float64)
     angle = math.radians(view.rotation)
     cos, sin = math.cos(angle), math.sin(angle)
     if kind == "msra":
         # From three pairs of float32 points, as in MMPose: their rounding changes the offsets by 4e-4 pixels.
         arm = np.array([cos, sin]) * (float(view.scale[0]) * -0.5)
-        target = np.array([width, height]) * 0.5
-        return cv2.getAffineTransform(_triangle(view.center, arm), _triangle(target, np.array([width * -0.5, 0])))
-    if kind == "udp":
-        zoom = np.array([width - 1, height - 1]) / view.scale.astype(np.float64)
-        linear = np.array([[cos, -sin], [sin, cos]]) * zoom[:, None]
-        offset = zoom * 0.5 * view.scale - linear @ view.center.astype(np.float64)
-        return np.concatenate([linear, offset[:, None]], axis=1)
-    raise ValueError(f"unknown warp {kind!r}")
+        target = np.array([span[0] * -0.5, 0])
+        return cv2.getAffineTransform(_triangle(view.center, arm), _triangle(span * 0.5, target))
+    zoom = span / view.scale.astype(np.float64)
+    linear = np.array([[cos, -sin], [sin, cos]]) * zoom[:, None]
+    offset = zoom * 0.5 * view.scale - linear @ view.center.astype(np.float64)
+    return np.concatenate([linear, offset[:, None]], axis=1)
 
 
 def mirrored(matrix: Matrix, image_width: int) -> Matrix:

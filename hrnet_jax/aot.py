@@ -48,7 +48,7 @@ from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, on_mesh, replicated
-from hrnet_jax.models import Network, abstract_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.tpu.hlo import collectives
 from hrnet_jax.training.step import learning_rate, make_train_step, new_state
@@ -152,7 +152,7 @@ def find_slice(topology: str) -> Slice:
 def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """The trainer's step, "train" or "eval", on abstract arguments with the trainer's shardings."""
     model = abstract_model(config)
-    network, codec = Network.of(model), create_codec(config.codec)
+    network, codec = FunctionalModel.of(model), create_codec(config.codec)
     params, stats = network.stack(state_dict(model))
     joints = keypoint_set(config.keypoints)
     split = NamedSharding(mesh, PartitionSpec("data"))
@@ -166,7 +166,7 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     }
     batch = on_mesh(batch, split)
     if step == "eval":
-        folded = Network.of(abstract_model(config, folded=True))
+        folded = FunctionalModel.of(abstract_model(config, folded=True))
         weights = jax.eval_shape(lambda params, stats: folded.stack(fold(params, stats)), *state_dict(model))
         eval_step: Any = make_eval_step(folded, codec, joints.flip_indices, config.eval.flip_test)
         return eval_step.lower(on_mesh(weights, replicated(mesh)), {}, batch["image"])

@@ -57,18 +57,18 @@ from data_pipelines.errors import InputError
 from data_pipelines.json_files import json_text
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic.render import Settings, render_scene
-from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
+from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix, warp_span
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step
-from hrnet_jax.models import Network, abstract_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import Arrays
 from hrnet_jax.outcomes import Aborted
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import MODEL, Model, check_free, new_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PLATFORMS = ("cpu", "cuda", "tpu")
 FOLD, PROGRAM, FACTS = "fold.jaxexport", "program.jaxexport", "program.json"
 
@@ -216,8 +216,7 @@ def describe(config: ConfigDict, dtype: str, origin: str) -> dict[str, Any]:
         "crop": {
             "padding": PADDING,
             "warp": codec.warp,
-            # Between the centres of the outermost pixels, or between the outer edges.
-            "span": [width - 1, height - 1] if codec.warp == "udp" else [width, height],
+            "span": warp_span(codec.input_size, codec.warp),
         },
         "keypoints": {
             "name": joints.name,
@@ -235,7 +234,7 @@ def describe(config: ConfigDict, dtype: str, origin: str) -> dict[str, Any]:
 
 
 def _step(config: ConfigDict, dtype: str, folded: bool) -> Callable:
-    network = Network.of(abstract_model(config, folded, dtype=dtype, scan=False))
+    network = FunctionalModel.of(abstract_model(config, folded, dtype=dtype, scan=False))
     flip_indices = keypoint_set(config.keypoints).flip_indices
     return make_eval_step(network, create_codec(config.codec), flip_indices, config.eval.flip_test)
 
@@ -270,7 +269,7 @@ same from Python, on CPU, GPU or TPU, in these steps:
    these program.jaxexport turns uint8 RGB crops [b, {input[size][0]}, {input[size][1]}, 3] into keypoints [b, K, 2],
    (x, y) in the crop's pixels, and scores [b, K], including normalisation, flip test ({flip_test}) and decoding.
    Arithmetic is {dtype}.
-3. Keypoint k is image pixel center + (k / size - 1 / 2) * scale, with the crop's size (width, height).
+3. Keypoint k is image pixel center + (k - span / 2) * scale / span, like every pixel of the crop.
 
 program.json describes the rest. Made with jax {made_with[jax]}; JAX guarantees that releases of the next six months can
 read it. `sha256sum --check SHA256SUMS` checks that the files are complete. hrnet_jax can evaluate and train with

@@ -190,6 +190,7 @@ def _curves(records: Records) -> Html:
         "div",
         chart("Loss", losses, log=True),
         chart("Evaluation", {name: [p for p in points if p[1] >= 0] for name, points in scores.items()}, limits=(0, 1)),
+        chart("Training accuracy", {"acc_pose": _points(records, "acc_pose")}, limits=(0, 1)),
         chart("Learning rate", {"learning rate": _points(records, "learning_rate")}),
         chart("Gradient norm", {"gradient norm": _points(records, "gradient_norm")}, log=True),
         class_="grid",

@@ -122,7 +122,6 @@ KEYS = {
     "model.variant": Key(str, choices=VARIANTS),
     "model.dtype": Key(str, choices=("float32", "bfloat16")),
     "model.group_size": Key(int, *_COUNT, optional=True),
-    "model.pack": Key(bool, training=True, free=True),
     "model.scan": Key(bool, training=True, free=True),
     "codec.name": Key(str, choices=CODECS),
     "codec.input_size": Key(int, 32, _MAX_SIDE, multiple=32, length=2),

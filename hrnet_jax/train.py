@@ -39,7 +39,7 @@ from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.evaluator import Evaluator, write
 from hrnet_jax.mesh import create_mesh, from_main_host, is_main_host, on_mesh, replicated, shard_batch
-from hrnet_jax.models import Network, abstract_model, create_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
 from hrnet_jax.outcomes import Interrupted
 from hrnet_jax.training import compilation, metrics
 from hrnet_jax.training.curves import draw_curves
@@ -106,7 +106,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
         # Model, optimizer, evaluator.
         model = abstract_model(config)
-        network = Network.of(model)
+        network = FunctionalModel.of(model)
         schedule = learning_rate(config.optimizer, steps_per_epoch)
         optimizer = optax.adam(schedule)
         train_step = make_train_step(
@@ -162,7 +162,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                 with log.waiting():
                     batch = next(batches)
                 on_device = {name: batch[name] for name in ("image", "keypoints", "visible", "source")}
-                with profiler.step(step):
+                # Nothing but the batch moves between host and devices, or between devices.
+                with profiler.step(step), jax.transfer_guard("disallow"):
                     state, measured = train_step(state, shard_batch(on_device, mesh))
                 log.add(step, measured, batch)
                 if step % config.log_every == 0 or step == total_steps:

@@ -1,4 +1,4 @@
-"""Shared fixtures, and strict settings: every test meets two devices, full precision and checked shapes."""
+"""Shared fixtures, and strict settings: every test meets two devices, checked shapes and no implicit ranks."""
 
 import logging
 import os
@@ -12,6 +12,7 @@ from hrnet_jax.config import load_config
 from tests.helpers import REPOSITORY, local_config
 
 jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The same small programs are compiled by many tests and by the processes that they start: once is enough. With
 # several test processes, the one that starts them makes the folder.
@@ -23,7 +24,7 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 # With several test processes, which take a file at a time, these go first: the slowest, the very slowest ahead.
 SLOW_FILES = (
     *("train", "parity", "runs", "scan", "export", "hosts", "launch", "notebooks", "benchmarks", "remote", "overfit"),
-    *("packing", "docs", "own_data", "commands"),
+    *("docs", "own_data", "commands"),
 )
 
 # OpenCV, TensorStore and pycocotools chatter; ours is captured by caplog all the same.

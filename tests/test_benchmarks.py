@@ -13,7 +13,7 @@ from benchmarks.steps import experiment, random_batch
 from hrnet_jax import convert
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
-from hrnet_jax.models import VARIANTS, Network, create_model, state_dict
+from hrnet_jax.models import VARIANTS, FunctionalModel, create_model, state_dict
 from tests.helpers import REPOSITORY, run
 
 SMALL = ("--variant", "tiny", "--size", "96x96", "--repeats", "2")
@@ -51,7 +51,7 @@ def both(torch, config, tmp_path_factory):
     convert.to_torch(folder / "ours", "mmpose", folder / "theirs.safetensors")
     theirs = torch_hrnet.HRNet(dataclasses.asdict(VARIANTS["tiny"]), outputs=17)
     theirs.load_state_dict(load_file(folder / "theirs.safetensors"))
-    return Network.of(model), params, stats, theirs
+    return FunctionalModel.of(model), params, stats, theirs
 
 
 def images(config, count=2):

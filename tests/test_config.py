@@ -85,7 +85,7 @@ def test_a_continued_run_may_change_these():
     assert {pattern for pattern, key in KEYS.items() if key.free} == {
         *("epochs", "cache_dir", "devices", "accumulate", "max_skipped", "profile", "init", "log_every"),
         *("best", "accept_changed_data"),
-        *("model.pack", "model.scan", "data.root", "data.max_unreadable"),
+        *("model.scan", "data.root", "data.max_unreadable"),
         *("data.loader.threads", "data.loader.workers"),
         *(f"data.train.*.{name}" for name in ("annotations", "images", "prepared")),
         *(f"data.eval.{name}" for name in ("annotations", "images", "prepared", "keypoints", "boxes")),

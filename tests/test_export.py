@@ -18,14 +18,14 @@ from data_pipelines.errors import InputError
 from data_pipelines.images import read_image
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic import write_dataset
-from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix
+from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix, warp_span
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
 from hrnet_jax.export import FACTS, TOLERANCE, deviation, export
 from hrnet_jax.inference.example import Model
 from hrnet_jax.inference.steps import make_eval_step, to_image
-from hrnet_jax.models import Network, abstract_model, create_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import mismatches
 from hrnet_jax.outcomes import Aborted
@@ -114,10 +114,10 @@ def live_answers(trained, image, boxes):
     views = [view.fix_aspect(codec.input_size) for view in views]
     crops = [warp_image(image, warp_matrix(view, codec.input_size, codec.warp), codec.input_size) for view in views]
     flip_indices = keypoint_set(trained.config.keypoints).flip_indices
-    step = make_eval_step(Network.of(abstract_model(trained.config)), codec, flip_indices, True)
+    step = make_eval_step(FunctionalModel.of(abstract_model(trained.config)), codec, flip_indices, True)
     keypoints, scores = jax.device_get(step(trained.params, trained.stats, np.stack(crops)))
     center, scale = np.stack([view.center for view in views]), np.stack([view.scale for view in views])
-    return to_image(keypoints, center, scale, codec.input_size), scores
+    return to_image(keypoints, center, scale, codec), scores
 
 
 # --- Folding.
@@ -132,9 +132,9 @@ def test_the_folded_network_is_the_network():
     assert not rest
     assert not mismatches(weights, shapes)
     images = jnp.asarray(np.random.default_rng(1).standard_normal((2, 96, 64, 3)), jnp.float32)
-    network = Network.of(abstract_model(config))
+    network = FunctionalModel.of(abstract_model(config))
     expected, _ = jax.jit(lambda p, s, x: network(p, s, x, train=False))(trained.params, trained.stats, images)
-    found, _ = jax.jit(lambda w, x: Network.of(folded_model)(w, {}, x, train=False))(weights, images)
+    found, _ = jax.jit(lambda w, x: FunctionalModel.of(folded_model)(w, {}, x, train=False))(weights, images)
     assert float(jnp.abs(found - expected).max()) < 1e-5 * float(jnp.abs(expected).max())
     identity, _ = jax.jit(lambda p, s, x: network(p, s, x, train=False))(
         trained.params,
@@ -245,10 +245,9 @@ def test_the_examples_crop_is_the_pipelines(warp, box):
     """Also of boxes that reach beyond the image; OpenCV rounds its weights to 1/32 pixel."""
     image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8), (0, 0), 2)
     image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
-    height, width = size = (256, 192)
+    size = (256, 192)
     model = object.__new__(Model)
-    span = [width - 1, height - 1] if warp == "udp" else [width, height]
-    model.facts = {"input": {"size": size}, "crop": {"padding": PADDING, "span": span}}
+    model.facts = {"input": {"size": size}, "crop": {"padding": PADDING, "span": warp_span(size, warp)}}
     x, y, w, h = box
     view = view_of_box(np.array([x, y, x + w, y + h], np.float32)).fix_aspect(size)
     expected = warp_image(image, warp_matrix(view, size, warp), size).astype(int)

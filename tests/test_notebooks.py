@@ -11,8 +11,8 @@ import pytest
 
 from data_pipelines.keypoints import COCO
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.inference.steps import make_eval_step
-from hrnet_jax.models import Network, abstract_model
+from hrnet_jax.inference.steps import make_eval_step, to_image
+from hrnet_jax.models import FunctionalModel, abstract_model
 from hrnet_jax.weights import checkpoint
 from tests.helpers import REPOSITORY
 
@@ -145,12 +145,11 @@ def test_export(execute, tmp_path):
     found = np.load(tmp_path / "notebooks/found.npz")
     trained = checkpoint.load(tmp_path / "runs/short/quickstart")
     codec, flip_test = create_codec(trained.config.codec), trained.config.eval.flip_test
-    step = make_eval_step(Network.of(abstract_model(trained.config)), codec, COCO.flip_indices, flip_test)
+    step = make_eval_step(FunctionalModel.of(abstract_model(trained.config)), codec, COCO.flip_indices, flip_test)
     crops = np.concatenate([found["crop"][None], found["crops"]])
     keypoints, scores = jax.device_get(step(trained.params, trained.stats, crops))
     np.testing.assert_allclose(found["crop_keypoints"], keypoints[1:], atol=1e-3)
     np.testing.assert_allclose(found["crop_scores"], scores[1:], atol=1e-4)
-    size = np.array(codec.input_size[::-1])
-    in_image = found["center"] + (keypoints[0] / size - 0.5) * found["scale"]
+    in_image = to_image(keypoints[:1], found["center"][None], found["scale"][None], codec)[0]
     np.testing.assert_allclose(found["keypoints"][0], in_image, atol=1e-3)
     np.testing.assert_allclose(found["scores"][0], scores[0], atol=1e-4)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +12,7 @@ from hrnet_jax.codecs import Udp
 from hrnet_jax.inference.evaluator import Evaluator
 from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh
-from hrnet_jax.models import Network, abstract_model, create_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
 from hrnet_jax.weights import checkpoint
 
 
@@ -69,7 +68,7 @@ def test_a_flip_moved_by_one_cell_lowers_the_ap(trained, evaluator, monkeypatch)
 
     shifted = Evaluator(trained.config, create_mesh())
     codec = Shifted(**dataclasses.asdict(shifted.codec))
-    network = Network.of(abstract_model(trained.config, folded=True))
+    network = FunctionalModel.of(abstract_model(trained.config, folded=True))
     shifted.step = make_eval_step(network, codec, COCO.flip_indices, flip_test=True)
     metrics, _ = shifted(trained.params, trained.stats)
     right, _ = evaluator(trained.params, trained.stats)
@@ -97,7 +96,7 @@ def test_keypoints_come_back_to_image_pixels(evaluator):
         for prediction, row in zip(predictions, np.flatnonzero(batch["valid"]), strict=True):
             instance = np.flatnonzero(evaluator.data.instances.instance_id == batch["instance_id"][row])[0]
             truth = evaluator.data.instances.points(int(instance))
-            inside = (batch["keypoints"][row] > 8).all(-1) & (batch["keypoints"][row] < jnp.array([87, 119])).all(-1)
+            inside = (batch["keypoints"][row] > 8).all(-1) & (batch["keypoints"][row] < [87, 119]).all(-1)
             shown = np.asarray((truth[:, 2] > 0) & inside)
             zoom = batch["scale"][row][0] / 96
             np.testing.assert_allclose(prediction["keypoints"][shown], truth[shown, :2], atol=1.5 * zoom)

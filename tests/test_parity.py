@@ -19,7 +19,7 @@ from data_pipelines.keypoints import COCO
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.convert import load_torch_state_dict
 from hrnet_jax.inference.steps import MEAN, STD, make_eval_step, normalise, to_image
-from hrnet_jax.models import Network, abstract_model, create_model, state_dict, unstack
+from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
 from hrnet_jax.training.step import learning_rate, make_train_step, new_state
 from tests.parity_table import record
@@ -121,7 +121,7 @@ def training(golden, w32):
     expected = np.load(golden / "train_step_w32.npz")
     optimizer = optax.adam(5e-4)
     with jax.default_matmul_precision("highest"):
-        network = Network.of(abstract_model(W32, scan=True))
+        network = FunctionalModel.of(abstract_model(W32, scan=True))
         step = make_train_step(network, create_codec(MSRA), optimizer, 1)
         # The step donates its state.
         params, stats = jax.tree.map(jnp.copy, state_dict(w32))
@@ -173,10 +173,10 @@ def test_training_moves_statistics_and_parameters(golden, training):
 def test_whole_prediction(golden, w32):
     expected = np.load(golden / "predict_w32.npz")
     codec = create_codec(MSRA)
-    network = Network.of(abstract_model(W32, folded=True))
+    network = FunctionalModel.of(abstract_model(W32, folded=True))
     step = make_eval_step(network, codec, COCO.flip_indices, flip_test=True)
     keypoints, scores = step(fold(*state_dict(w32)), {}, golden_input(3, 2)[1])
-    in_image = to_image(np.asarray(keypoints), expected["input_center"], expected["input_scale"], (256, 192))
+    in_image = to_image(np.asarray(keypoints), expected["input_center"], expected["input_scale"], codec)
     record("whole prediction: keypoints", np.abs(in_image - expected["keypoints_shift"]).max(), 1e-2, " px")
     record("whole prediction: scores", difference(scores, expected["scores_shift"]), 1e-5)
 
@@ -186,11 +186,11 @@ def test_flip_test_with_and_without_shift(golden, w32):
     codec = create_codec(MSRA)
     noise, _ = golden_input(3, 2)
     heatmaps, mirrored = w32(noise), w32(noise[:, :, ::-1])
-    for name, shift in (("shift", True), ("noshift", False)):
-        merged = (heatmaps + codec.flip_back(mirrored, COCO.flip_indices, shift)) * 0.5
+    for name, flipping in (("shift", codec), ("noshift", create_codec({**MSRA, "name": "udp"}))):
+        merged = (heatmaps + flipping.flip_back(mirrored, COCO.flip_indices)) * 0.5
         record("flip test: merged heatmaps", difference(nchw(merged), expected[f"heatmaps_{name}"]), 1e-5)
         keypoints, scores = codec.decode(merged)
-        in_image = to_image(np.asarray(keypoints), expected["input_center"], expected["input_scale"], (256, 192))
+        in_image = to_image(np.asarray(keypoints), expected["input_center"], expected["input_scale"], codec)
         record("flip test: keypoints", np.abs(in_image - expected[f"keypoints_{name}"]).max(), 1e-2, " px")
         record("flip test: scores", difference(scores, expected[f"scores_{name}"]), 1e-5)
 

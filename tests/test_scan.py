@@ -8,7 +8,7 @@ import pytest
 
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
-from hrnet_jax.models import VARIANTS, Network, Variant, abstract_model, create_model, state_dict, unstack
+from hrnet_jax.models import VARIANTS, FunctionalModel, Variant, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.convolution import conv_general_dilated
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
@@ -49,7 +49,7 @@ def steps():
     results = {}
     for scan in (False, True):
         model = create_model(model_config(scan))
-        network, optimizer = Network.of(model), optax.adam(1e-4)
+        network, optimizer = FunctionalModel.of(model), optax.adam(1e-4)
         params, stats = network.stack(state_dict(model))
         assert any(":" in name for name in params) == scan
         state = new_state(params, stats, optimizer, 0.9)
@@ -80,7 +80,7 @@ def test_loops_train_like_modules_in_a_row(steps):
 
 def test_stacking_and_back_is_exact():
     model = create_model(model_config(scan=True))
-    network, plain = Network.of(model), state_dict(model)
+    network, plain = FunctionalModel.of(model), state_dict(model)
     state = new_state(*plain, optax.adam(1e-4), 0.9)
     stacked = network.stack(state)
     name = "backbone.stage3.0:2.branches.1.0:2.conv1.weight"
@@ -102,7 +102,7 @@ def test_a_stacked_model_predicts_from_canonical_names_too():
     outputs = []
     for scan in (False, True):
         model = create_model(model_config(scan), seed=3)
-        heatmaps, _ = Network.of(model)(*state_dict(model), images, train=False)
+        heatmaps, _ = FunctionalModel.of(model)(*state_dict(model), images, train=False)
         outputs.append(heatmaps)
         np.testing.assert_allclose(model(images), heatmaps, atol=1e-6)
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-6)

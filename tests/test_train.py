@@ -20,7 +20,7 @@ from data_pipelines.pipeline import TrainData
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import check_devices, differences, load_config, to_json
 from hrnet_jax.mesh import create_mesh, on_mesh, replicated, shard_batch
-from hrnet_jax.models import Network, create_model, state_dict
+from hrnet_jax.models import FunctionalModel, create_model, state_dict
 from hrnet_jax.outcomes import Aborted
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
@@ -49,7 +49,7 @@ def test_two_devices_train_like_one(shared, group_size):
         mesh = create_mesh(devices)
         params, stats = state_dict(create_model(config))  # of its own: the step takes its state's memory
         state = jax.device_put(new_state(params, stats, optimizer, 0.0), replicated(mesh))
-        step = make_train_step(Network.of(model), codec, optimizer, 2)
+        step = make_train_step(FunctionalModel.of(model), codec, optimizer, 2)
         losses, first_stats = [], None
         for batch in batches:
             state, measured = step(state, shard_batch(batch, mesh))
@@ -81,7 +81,7 @@ def test_groups_change_the_statistics(shared):
         config.model.group_size = group_size
         model = create_model(config)
         params, stats = state_dict(model)
-        outputs.append(Network.of(model)(params, stats, images, train=True))
+        outputs.append(FunctionalModel.of(model)(params, stats, images, train=True))
     assert relative(outputs[0][0], outputs[1][0]) > 0.05
     name = "backbone.bn1.running_var"
     assert not np.allclose(outputs[0][1][name], outputs[1][1][name], rtol=1e-2)
@@ -100,6 +100,8 @@ def test_both_sources_are_learnt(shared, tmp_path, name):
     for source in ("coco", "aic"):
         losses = [record[f"loss/{source}"] for record in records if f"loss/{source}" in record]
         assert np.mean(losses[-5:]) < 0.5 * losses[0], source
+    accuracy = [record["acc_pose"] for record in records]
+    assert np.mean(accuracy[-5:]) > accuracy[0] + 0.03
     assert numbers["boxes"] == "annotated"
     assert 0 <= numbers["AP"] <= 1
     assert numbers["instances"] == 28
@@ -348,7 +350,9 @@ def one_step(shared, *, parts=1, ema_decay=0.0, steps=1, devices=None, change=la
     mesh = create_mesh(jax.devices()[:devices])
     params, stats = state_dict(create_model(config))
     state = jax.device_put(new_state(params, stats, optimizer, ema_decay), replicated(mesh))
-    step = make_train_step(Network.of(model), codec, optimizer, 2, parts=parts, devices=mesh.size, ema_decay=ema_decay)
+    step = make_train_step(
+        FunctionalModel.of(model), codec, optimizer, 2, parts=parts, devices=mesh.size, ema_decay=ema_decay
+    )
     states, measurements = [jax.device_get(state)], []
     for number in range(steps):
         batch = {name: data.batches(16)[number][name] for name in FIELDS}
@@ -367,6 +371,7 @@ def test_parts_of_a_batch_add_up_to_it(shared, parts, group_size):
     assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4)
     np.testing.assert_allclose(b["loss_sum"], a["loss_sum"], rtol=1e-5)
     np.testing.assert_array_equal(b["samples"], a["samples"])
+    assert b["acc_pose"] == pytest.approx(a["acc_pose"], abs=1e-6)
     for name, statistics in whole.stats.items():
         assert relative(parted.stats[name], statistics) < 1e-5, name
     # After one step Adam's first moments are a tenth of the gradients.

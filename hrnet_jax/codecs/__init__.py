@@ -21,11 +21,10 @@ import ml_collections
 from data_pipelines.errors import InputError
 from data_pipelines.types import Config
 from hrnet_jax.codecs.base import STRIDE, Codec
-from hrnet_jax.codecs.heatmaps import pck_accuracy
 from hrnet_jax.codecs.msra import Dark, Msra
 from hrnet_jax.codecs.udp import Udp, UdpCombined
 
-__all__ = ["CODECS", "Codec", "Dark", "Msra", "Udp", "UdpCombined", "create_codec", "pck_accuracy"]
+__all__ = ["CODECS", "Codec", "Dark", "Msra", "Udp", "UdpCombined", "create_codec"]
 
 CODECS: dict[str, type[Codec]] = {"msra": Msra, "dark": Dark, "udp": Udp, "udp_combined": UdpCombined}
 

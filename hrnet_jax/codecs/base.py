@@ -61,7 +61,9 @@ class Codec(abc.ABC):
     ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
         """Decodes each keypoint's (x, y) in input pixels and its score, the height of the peak, both float32.
 
-        A map without a value above 0 decodes to cell (-1, -1), scaled like any other cell, and a score of at most 0.
+        Input pixels are those of the crop as an image, as in `encode`; `hrnet_jax.inference.steps.to_image` transforms
+        them to image pixels. A map without a value above 0 decodes to cell (-1, -1), scaled like any other cell, and a
+        score of at most 0.
 
         Raises:
           InputError: if the heatmaps' size is not the codec's.
@@ -77,23 +79,21 @@ class Codec(abc.ABC):
         self,
         heatmaps: Float[Array, "batch height width channels"],
         flip_indices: Int[np.ndarray, " keypoints"],
-        shift: bool,
     ) -> Float[Array, "batch height width channels"]:
         """Mirrors the heatmaps of mirrored images back into the frame of the original images.
+
+        With `shift`, also moves them right by one cell, leaving column 0 unchanged: with the msra affine, cell c is at
+        pixel 4 c, whose mirror image W - 1 - 4 c is 3/4 of a cell to the right of cell w - 1 - c; one cell is the
+        nearest integer shift.
 
         Args:
           heatmaps: the network's output for the mirrored images.
           flip_indices: for each keypoint, the index of its left-right counterpart.
-          shift: moves the result right by one cell, leaving column 0 unchanged; pass `Codec.shift`. With the msra
-            affine, cell c is at pixel 4 c, whose mirror image W - 1 - 4 c is 3/4 of a cell to the right of cell
-            w - 1 - c; one cell is the nearest integer shift.
         """
         maps = self.maps_per_keypoint
         order = (np.asarray(flip_indices)[:, None] * maps + np.arange(maps)).reshape(-1)
         flipped = heatmaps[:, :, ::-1, order]
-        if maps == 3:  # label, x offset, y offset
-            flipped = jnp.where(np.arange(len(order)) % 3 == 1, -flipped, flipped)
-        if shift:
+        if self.shift:
             flipped = jnp.concatenate([flipped[:, :, :1], flipped[:, :, :-1]], axis=2)
         return flipped
 
@@ -102,8 +102,6 @@ class Codec(abc.ABC):
         prediction: Float[Array, "batch rows columns outputs"],
         targets: Float[Array, "batch height width channels"],
         weights: Float[Array, "batch keypoints"],
-        *,
-        skip_empty: bool = False,
     ) -> Float[Array, " batch"]:
         """The loss of each sample in float32; its mean over the batch equals MMPose 1.3.2's loss.
 
@@ -113,7 +111,6 @@ class Codec(abc.ABC):
           prediction: the network's output, of the same shape as the targets and any float type.
           targets: from `encode`.
           weights: from `encode`.
-          skip_empty: sets the weight of keypoints with empty target maps to 0 (MMPose's `skip_empty_channel`).
 
         Raises:
           InputError: if prediction and targets differ in shape.
@@ -124,8 +121,6 @@ class Codec(abc.ABC):
                 "(height, width, channels); set the codec's input_size and the model's channels to match the data"
             )
         prediction, targets, weights = (a.astype(jnp.float32) for a in (prediction, targets, weights))
-        if skip_empty:
-            weights = weights * jnp.any(targets[..., :: self.maps_per_keypoint] != 0, axis=(1, 2))
         return self._loss(prediction, targets, weights)
 
     @abc.abstractmethod

@@ -28,7 +28,7 @@ def render_gaussians(
     """
 
     def along(axis: int, length: int) -> Float[Array, "batch length keypoints"]:
-        cells = jnp.arange(length, dtype=jnp.float32)[:, None]
+        cells = jnp.arange(length, dtype=jnp.float32)[None, :, None]
         line = jnp.exp(-jnp.square(cells - centre[:, None, :, axis]) / (2 * sigma**2))
         if window is not None:
             line = jnp.where(jnp.abs(cells - window[:, None, :, axis]) <= 3 * sigma, line, 0)
@@ -37,7 +37,7 @@ def render_gaussians(
     return along(1, size[0])[:, :, None] * along(0, size[1])[:, None, :]
 
 
-def leaves_mark(
+def patch_touches_map(
     centre: Float[Array, "batch keypoints 2"], size: tuple[int, int], sigma: float
 ) -> Bool[Array, "batch keypoints"]:
     """Whether the 3-sigma patch around a centre touches the map.
@@ -45,19 +45,19 @@ def leaves_mark(
     As in MMPose, the patch extends from centre - 3 sigma to centre + 3 sigma + 1 and is outside if its end is *below*
     0: a patch that ends at 0 is empty but counts as touching.
     """
-    extent = jnp.array([size[1], size[0]], jnp.float32)
+    extent = jnp.array([[[size[1], size[0]]]], jnp.float32)
     return jnp.all((centre - 3 * sigma < extent) & (centre + 3 * sigma + 1 >= 0), axis=-1)
 
 
 def mask_targets(
     heatmaps: Float[Array, "batch height width keypoints"],
     visible: Float[Array, "batch keypoints"],
-    marked: Bool[Array, "batch keypoints"],
+    touches: Bool[Array, "batch keypoints"],
 ) -> tuple[Float[Array, "batch height width keypoints"], Float[Array, "batch keypoints"]]:
-    """Empties maps of invisible or unmarked keypoints, and sets the weight of visible unmarked keypoints to 0."""
+    """Empties maps of keypoints that are invisible or do not touch it; the weight of the latter, if visible, is 0."""
     labelled = visible >= 0.5
-    heatmaps = jnp.where((labelled & marked)[:, None, None], heatmaps, 0)
-    return heatmaps, jnp.where(labelled & ~marked, 0, visible)
+    heatmaps = jnp.where((labelled & touches)[:, None, None], heatmaps, 0)
+    return heatmaps, jnp.where(labelled & ~touches, 0, visible)
 
 
 def peaks(
@@ -70,7 +70,7 @@ def peaks(
     return index % width, index // width, jnp.max(flat, axis=1)
 
 
-def around(
+def values_around(
     heatmaps: Float[Array, "batch height width keypoints"],
     x: Int[Array, "batch keypoints"],
     y: Int[Array, "batch keypoints"],
@@ -111,14 +111,15 @@ def log_around(
     floor: float,
     ceiling: float = np.inf,
 ) -> list[Float[Array, "batch keypoints"]]:
-    """Logarithms of the maps around a cell (see `around`), blurred, rescaled to their original maximum and clipped.
+    """Logarithms of the maps around a cell, blurred, rescaled to their original maximum and clipped.
 
-    Rescaling, clipping and logarithm are applied only to the requested values, which gives the same result.
+    See `values_around`. Rescaling, clipping and logarithm are applied only to the requested values, which gives the
+    same result.
     """
     blurred = gaussian_blur(heatmaps, kernel)
     peak = jnp.max(blurred, axis=(1, 2))
     rescale = maximum / jnp.where(peak == 0, 1, peak)
-    return [jnp.log(jnp.clip(value * rescale, floor, ceiling)) for value in around(blurred, x, y, offsets)]
+    return [jnp.log(jnp.clip(value * rescale, floor, ceiling)) for value in values_around(blurred, x, y, offsets)]
 
 
 def newton_step(
@@ -135,32 +136,31 @@ def newton_step(
     return jnp.where(singular, 0, step / jnp.where(singular, 1, determinant[..., None]))
 
 
-def pck_accuracy(
-    prediction: Float[Array, "batch height width channels"],
-    targets: Float[Array, "batch height width channels"],
+def pck_counts(
+    prediction: Float[Array, "batch height width keypoints"],
+    targets: Float[Array, "batch height width keypoints"],
     weights: Float[Array, "batch keypoints"],
     threshold: float = 0.05,
-) -> tuple[Float[Array, " keypoints"], Float[Array, ""]]:
-    """The share of keypoints whose predicted peak is within `threshold` (relative to the map's size) of the target's.
+) -> Float[Array, "2 keypoints"]:
+    """Each keypoint's number of correct peaks and of samples; the weights of samples must be above 0.
 
-    As in MMPose's training log, x is divided by the map's *height* and y by its width. Only keypoints with weight
-    above 0 count.
-
-    Returns:
-      The accuracy of each keypoint (-1 if it has no sample in the batch), and the mean over the others (0 if none).
+    A peak is correct if its distance to the target's is less than `threshold` times the map's size. As in MMPose's
+    `pose_pck_accuracy`, x is divided by the map's *height* and y by its width.
     """
-    _, height, width, channels = targets.shape
-    stride = channels // weights.shape[1]
+    _, height, width, _ = targets.shape
     cells = []
-    for heatmaps in (prediction[..., ::stride], targets[..., ::stride]):
-        x, y, value = peaks(heatmaps)
+    for heatmaps in (prediction, targets):
+        x, y, value = peaks(jax.lax.stop_gradient(heatmaps))
         cells.append(jnp.where((value > 0)[..., None], jnp.stack([x, y], axis=-1), -1))
-    distance = jnp.linalg.norm((cells[0] - cells[1]) / jnp.array([height, width], jnp.float32), axis=-1)
-    counts = weights > 0
-    total = counts.sum(axis=0)
-    accuracy = jnp.where(total > 0, (counts & (distance < threshold)).sum(axis=0) / jnp.maximum(total, 1), -1)
-    present = total > 0
-    return accuracy, jnp.where(present, accuracy, 0).sum() / jnp.maximum(present.sum(), 1)
+    distance = jnp.linalg.norm((cells[0] - cells[1]) / jnp.array([[[height, width]]], jnp.float32), axis=-1)
+    counted = weights > 0
+    return jnp.stack([counted & (distance < threshold), counted]).sum(axis=1, dtype=jnp.float32)
+
+
+def pck_accuracy(counts: Float[Array, "2 keypoints"]) -> Float[Array, ""]:
+    """MMPose's `acc_pose` from the counts of a batch: the mean share of correct peaks over keypoints with samples."""
+    correct, samples = counts
+    return (correct / jnp.maximum(samples, 1)).sum() / jnp.maximum((samples > 0).sum(), 1)
 
 
 @functools.lru_cache(maxsize=64)

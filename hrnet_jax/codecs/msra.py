@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 
 from hrnet_jax.codecs.base import STRIDE, Codec
 from hrnet_jax.codecs.heatmaps import (
-    around,
-    leaves_mark,
     log_around,
     mask_targets,
     newton_step,
+    patch_touches_map,
     peaks,
     render_gaussians,
+    values_around,
 )
 
 
@@ -44,7 +44,7 @@ class Msra(Codec):
         """See `Codec.encode`. The cell is x / 4 + 0.5 truncated towards zero: -0.9 becomes cell 0."""
         cell = jnp.trunc(keypoints / STRIDE + 0.5)
         heatmaps = render_gaussians(cell, self.heatmap_size, self.sigma, window=cell)
-        return mask_targets(heatmaps, visible, leaves_mark(cell, self.heatmap_size, self.sigma))
+        return mask_targets(heatmaps, visible, patch_touches_map(cell, self.heatmap_size, self.sigma))
 
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]
@@ -52,7 +52,7 @@ class Msra(Codec):
         """Offsets a quarter cell towards the higher neighbour on each axis."""
         height, width = self.heatmap_size
         x, y, score = peaks(heatmaps)
-        left, right, above, below = around(heatmaps, x, y, [(-1, 0), (1, 0), (0, -1), (0, 1)])
+        left, right, above, below = values_around(heatmaps, x, y, [(-1, 0), (1, 0), (0, -1), (0, 1)])
         # As in MMPose: no x offset in the first two columns, the last column or row 0; likewise for y.
         move_x = jnp.where((x > 1) & (x < width - 1) & (y > 0), jnp.sign(right - left), 0)
         move_y = jnp.where((y > 1) & (y < height - 1) & (x > 0), jnp.sign(below - above), 0)
@@ -81,7 +81,7 @@ class Dark(Codec):
         """See `Codec.encode`."""
         centre = keypoints / STRIDE
         heatmaps = render_gaussians(centre, self.heatmap_size, self.sigma)
-        return mask_targets(heatmaps, visible, leaves_mark(centre, self.heatmap_size, self.sigma))
+        return mask_targets(heatmaps, visible, patch_touches_map(centre, self.heatmap_size, self.sigma))
 
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]

@@ -3,9 +3,9 @@
 Both use crops of the "udp" affine and measure between pixel centres: a heatmap's w - 1 steps span the input's W - 1,
 so that mirroring is exact. Results are those of MMPose 1.3.2's `UDPHeatmap`, types `gaussian` and `combined`.
 
-As in MMPose, `decode` multiplies cells by W / (w - 1), not (W - 1) / (w - 1), because the transform back to the image
-divides by W and multiplies by the box's width, which with the udp affine spans the w - 1 steps. Decoded keypoints are
-therefore crop pixels scaled by W / (W - 1): one pixel more at the far border.
+In MMPose decoded keypoints are W / (W - 1) times ours, because its transform back to the image divides by W for both
+affines. Here they are pixels of the crop, and `hrnet_jax.inference.steps.to_image` inverts the affine: the keypoints in
+the image are the same.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hrnet_jax.codecs.base import Codec
 from hrnet_jax.codecs.heatmaps import (
-    around,
     gaussian_blur,
-    leaves_mark,
     log_around,
     mask_targets,
     newton_step,
+    patch_touches_map,
     peaks,
     render_gaussians,
+    values_around,
 )
 
 
@@ -37,19 +37,18 @@ class _UdpGeometry(Codec):
     shift: ClassVar[bool] = False
     warp: ClassVar[str] = "udp"
 
-    def _to_cells(self, keypoints: Float[Array, "batch keypoints 2"]) -> Float[Array, "batch keypoints 2"]:
-        input_extent = np.array(self.input_size[::-1], np.float32)
-        heatmap_extent = np.array(self.heatmap_size[::-1], np.float32)
-        return keypoints / ((input_extent - 1) / (heatmap_extent - 1))
+    @property
+    def _stride(self) -> Float[np.ndarray, "1 1 2"]:
+        """Input pixels per cell along x and y."""
+        pixels, cells = (np.array([[size[::-1]]], np.float32) - 1 for size in (self.input_size, self.heatmap_size))
+        return pixels / cells
 
     def _to_pixels(
         self, cell: Float[Array, "batch keypoints 2"], score: Float[Array, "batch keypoints"]
     ) -> Float[Array, "batch keypoints 2"]:
-        input_extent = np.array(self.input_size[::-1], np.float32)
-        heatmap_extent = np.array(self.heatmap_size[::-1], np.float32)
         # For maps without a value above 0 MMPose returns NaN or values of another map; here the result is cell
         # (-1, -1), as with MSRA and DARK.
-        return jnp.where((score > 0)[..., None], cell, -1.0) * (input_extent / (heatmap_extent - 1))
+        return jnp.where((score > 0)[..., None], cell, -1.0) * self._stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +67,10 @@ class Udp(_UdpGeometry):
         self, keypoints: Float[Array, "batch keypoints 2"], visible: Float[Array, "batch keypoints"]
     ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch keypoints"]]:
         """See `Codec.encode`."""
-        centre = self._to_cells(keypoints)
+        centre = keypoints / self._stride
         cell = jnp.trunc(centre + 0.5)
         heatmaps = render_gaussians(centre, self.heatmap_size, self.sigma, window=cell)
-        return mask_targets(heatmaps, visible, leaves_mark(cell, self.heatmap_size, self.sigma))
+        return mask_targets(heatmaps, visible, patch_touches_map(cell, self.heatmap_size, self.sigma))
 
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]
@@ -118,22 +117,32 @@ class UdpCombined(_UdpGeometry):
         """See `Codec.encode`."""
         height, width = self.heatmap_size
         # Computed per channel, because an axis of length 3 would be padded wastefully on an accelerator.
-        centre = jnp.repeat(self._to_cells(keypoints), 3, axis=1)[:, None, None]
-        x = (centre[..., 0] - jnp.arange(width, dtype=jnp.float32)[:, None]) / self.radius
-        y = (centre[..., 1] - jnp.arange(height, dtype=jnp.float32)[:, None, None]) / self.radius
-        kind = np.arange(centre.shape[3]) % 3
-        maps = jnp.where(kind == 0, x * x + y * y <= 1, jnp.where(kind == 1, x, y))
+        centre = jnp.repeat(keypoints / self._stride, 3, axis=1)[:, None, None]
+        x = (centre[..., 0] - jnp.arange(width, dtype=jnp.float32)[None, None, :, None]) / self.radius
+        y = (centre[..., 1] - jnp.arange(height, dtype=jnp.float32)[None, :, None, None]) / self.radius
+        kind = np.arange(centre.shape[3])[None, None, None] % 3
+        maps = jnp.where(kind == _LABEL, x * x + y * y <= 1, jnp.where(kind == _X, x, y))
         maps = jnp.where(jnp.repeat(visible >= 0.5, 3, axis=1)[:, None, None], maps, 0)
         return maps, visible
+
+    def flip_back(
+        self,
+        heatmaps: Float[Array, "batch height width channels"],
+        flip_indices: Int[np.ndarray, " keypoints"],
+    ) -> Float[Array, "batch height width channels"]:
+        """See `Codec.flip_back`; mirroring changes the sign of x offsets."""
+        flipped = super().flip_back(heatmaps, flip_indices)
+        kind = np.arange(heatmaps.shape[3])[None, None, None] % 3
+        return jnp.where(kind == _X, -flipped, flipped)
 
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
         """The score is the blurred label map's maximum."""
-        labels = gaussian_blur(heatmaps[..., ::3], _LABEL_BLUR_KERNEL, mirror=True)
+        labels = gaussian_blur(heatmaps[..., _LABEL::3], _LABEL_BLUR_KERNEL, mirror=True)
         x, y, score = peaks(labels)
-        (x_offset,) = around(heatmaps[..., 1::3], x, y, [(0, 0)])
-        (y_offset,) = around(heatmaps[..., 2::3], x, y, [(0, 0)])
+        (x_offset,) = values_around(heatmaps[..., _X::3], x, y, [(0, 0)])
+        (y_offset,) = values_around(heatmaps[..., _Y::3], x, y, [(0, 0)])
         cell = jnp.stack([x + self.radius * x_offset, y + self.radius * y_offset], axis=-1)
         return self._to_pixels(cell, score), score
 
@@ -144,12 +153,15 @@ class UdpCombined(_UdpGeometry):
         weights: Float[Array, "batch keypoints"],
     ) -> Float[Array, " batch"]:
         """MMPose's CombinedTargetMSELoss: offset errors are weighted by the label, and `weights` are squared."""
-        label = targets[..., ::3]
-        error = jnp.square(prediction[..., ::3] - label)
-        for axis in (1, 2):
-            error += jnp.square(label * (prediction[..., axis::3] - targets[..., axis::3]))
+        label = targets[..., _LABEL::3]
+        error = jnp.square(prediction[..., _LABEL::3] - label)
+        for offset in (_X, _Y):
+            error += jnp.square(label * (prediction[..., offset::3] - targets[..., offset::3]))
         return 0.5 * jnp.mean(jnp.square(weights) * jnp.mean(error, axis=(1, 2)), axis=-1)
 
+
+# Each keypoint's maps, in this order.
+_LABEL, _X, _Y = range(3)
 
 # MMPose blurs labels with 2 * blur_kernel_size + 1 cells; no config changes the default of 11.
 _LABEL_BLUR_KERNEL = 23

@@ -24,7 +24,7 @@ from hrnet_jax import draw
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.mesh import gather_hosts, host_part, replicated, shard_batch
-from hrnet_jax.models import Network, abstract_model, unstack
+from hrnet_jax.models import FunctionalModel, abstract_model, unstack
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import Arrays
 
@@ -51,7 +51,7 @@ class Evaluator:
         self.truth = coco_annotations(annotations, self.labels)
         if isinstance(self.truth, dict) and config.eval.use_area:
             raise InputError(f"{annotations}: annotates no areas; set config.eval.use_area=False")
-        network = Network.of(abstract_model(config, folded=True))
+        network = FunctionalModel.of(abstract_model(config, folded=True))
         self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
         self.fold = jax.jit(lambda params, stats: network.stack(fold(unstack(params), unstack(stats))))
         self.round_trip = jax.jit(lambda points, visible: self.codec.decode(self.codec.encode(points, visible)[0]))
@@ -101,8 +101,9 @@ class Evaluator:
         for batch in self.data:
             if should_stop():
                 return None
-            images = shard_batch({"image": batch.pop("image")}, self.mesh)["image"]
-            batch["found"], batch["score"] = self.step(weights, {}, images)
+            with jax.transfer_guard("disallow"):  # nothing but the images moves
+                images = shard_batch({"image": batch.pop("image")}, self.mesh)["image"]
+                batch["found"], batch["score"] = self.step(weights, {}, images)
             # The best that the codec allows does not change from one evaluation to the next.
             if not self.config.data.eval.boxes and self._codec_AP is None:
                 batch["possible"], batch["possible_score"] = self._best_possible(batch)
@@ -140,7 +141,7 @@ class Evaluator:
         )
 
     def _predictions(self, batch: Batch, keypoints: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-        in_image = to_image(keypoints, batch["center"], batch["scale"], self.codec.input_size)
+        in_image = to_image(keypoints, batch["center"], batch["scale"], self.codec)
         return [
             {
                 "id": int(batch["index"][i]),

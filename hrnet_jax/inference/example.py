@@ -52,8 +52,7 @@ class Model:
         filler = (1 << (len(crops) - 1).bit_length()) - len(crops)
         crops = np.concatenate([crops, np.zeros((filler, *crops.shape[1:]), np.uint8)])
         keypoints, scores = jax.device_get(self.program(self.weights, crops))
-        height, width = self.facts["input"]["size"]
-        keypoints = keypoints[: len(boxes)] / np.array([width, height], np.float32)
+        keypoints = keypoints[: len(boxes)] / np.array(self.facts["crop"]["span"], np.float32)
         return keypoints * scales[:, None] + (centers - scales / 2)[:, None], scores[: len(boxes)]
 
     def crop_scale(self, width, height):

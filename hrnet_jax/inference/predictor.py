@@ -29,7 +29,7 @@ from data_pipelines.transforms import View
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step, make_heatmap_step, to_image
-from hrnet_jax.models import Network, abstract_model
+from hrnet_jax.models import FunctionalModel, abstract_model
 from hrnet_jax.models.fold import fold
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import Model
@@ -100,7 +100,7 @@ class Predictor:
             self._codec = create_codec(self.config.codec)
             flip = self.keypoint_set.flip_indices, bool(self.config.eval.flip_test)
             trained.check()
-        network = Network.of(abstract_model(self.config, folded=True, scan=False))
+        network = FunctionalModel.of(abstract_model(self.config, folded=True, scan=False))
         self.input_size = self._codec.input_size
         self._step = make_eval_step(network, self._codec, *flip)
         self._heatmap_step = make_heatmap_step(network, self._codec, *flip)
@@ -212,7 +212,7 @@ class Predictor:
     def _person(self, box: np.ndarray, view: View, answers: tuple[np.ndarray, ...]) -> Person:
         keypoints, scores, *maps = answers
         person = {
-            "keypoints": to_image(keypoints[None], view.center[None], view.scale[None], self.input_size)[0],
+            "keypoints": to_image(keypoints[None], view.center[None], view.scale[None], self._codec)[0],
             "scores": scores,
             "labels": np.arange(len(scores)),
             "bbox": box,
@@ -223,8 +223,8 @@ class Predictor:
         return person
 
     def _heatmap_matrix(self, view: View) -> np.ndarray:
-        crop, cells = np.array(self.input_size[::-1]), np.array(self._codec.heatmap_size[::-1])
-        zoom = (cells - 1) / (crop - 1) if self._codec.warp == "udp" else cells / crop
+        cells, pixels = (transforms.warp_span(s, self._codec.warp) for s in (self._codec.heatmap_size, self.input_size))
+        zoom = np.array(cells) / np.array(pixels)
         return transforms.warp_matrix(view, self.input_size, self._codec.warp) * zoom[:, None]
 
 

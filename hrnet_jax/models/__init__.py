@@ -14,10 +14,21 @@ from data_pipelines.errors import InputError
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
+from hrnet_jax.models.functional import FunctionalModel, fill, state_dict
 from hrnet_jax.models.hrnet import VARIANTS, HRNet, Variant
-from hrnet_jax.models.names import Network, fill, state_dict, unstack
+from hrnet_jax.models.names import unstack
 
-__all__ = ["VARIANTS", "HRNet", "Network", "Variant", "create_model", "fill", "initial_arrays", "state_dict", "unstack"]
+__all__ = [
+    "VARIANTS",
+    "FunctionalModel",
+    "HRNet",
+    "Variant",
+    "create_model",
+    "fill",
+    "initial_arrays",
+    "state_dict",
+    "unstack",
+]
 
 HEAD_STD = 0.001
 
@@ -29,9 +40,8 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
       config: a complete config, or only `{"model": {"variant": "w32"}, "keypoints": "coco"}`. `keypoints` (a keypoint
         set or its name) and `codec` (absent: one map per keypoint) define the outputs. `model` has `variant` (a name in
         VARIANTS), and optionally `dtype` ("float32", or "bfloat16" compute with float32 parameters), `group_size`
-        (samples per BatchNorm statistics group; None: the batch), `scan` (default False; True runs equal blocks and
-        modules as loops: faster compilation, same results) and `pack` (default False; True packs neighbouring columns
-        into a TPU's lanes: less memory traffic, same results).
+        (samples per BatchNorm statistics group; None: the batch) and `scan` (default False; True runs equal blocks and
+        modules as loops: faster compilation, same results).
       seed: seed of the initial parameters; each array depends only on the seed and its own name.
 
     Returns:
@@ -68,7 +78,6 @@ def abstract_model(config: Config, folded: bool = False, **changes: Any) -> HRNe
             group_size=model.get("group_size"),
             folded=folded,
             scan=model.get("scan", False),
-            pack=model.get("pack", False),
         )
     )
 

@@ -38,27 +38,25 @@ class BatchNorm(nnx.Module):
         self.group_size = group_size
         self.use_running_average = True
 
-    def __call__(self, x: Float[Array, "batch h w lanes"]) -> Float[Array, "batch h w lanes"]:
+    def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w features"]:
         """Returns the normalised input; in training mode also updates the running statistics of each group.
-
-        Maps may be packed (`hrnet_jax.models.packing`): `lanes` holds the features of one or more columns.
 
         Raises ValueError when the batch is larger than a group and not a multiple of it.
         """
         if self.use_running_average:
             gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + EPSILON)
             offset = self.bias[...] - self.mean[...] * gain
-            gain, offset = (jnp.tile(values, x.shape[3] // len(values)) for values in (gain, offset))
+            gain, offset = (values[None, None, None] for values in (gain, offset))
             return (x.astype(jnp.float32) * gain + offset).astype(self.dtype)
 
-        batch, h, w, lanes = x.shape
+        batch, h, w, _ = x.shape
         group = min(self.group_size or batch, batch)
         if batch % group:
             raise ValueError(f"a batch of {batch} does not divide into BatchNorm groups of {group} samples")
         out, mean, var = _normalise(x, self.scale[...], self.bias[...], group)
-        n = group * h * w * (lanes // len(self.scale[...]))
-        self.mean.set_value(MOMENTUM * self.mean[...] + (1 - MOMENTUM) * mean)
-        self.var.set_value(MOMENTUM * self.var[...] + (1 - MOMENTUM) * var * (n / max(n - 1, 1)))
+        n = group * h * w
+        self.mean.set_value(MOMENTUM * self.mean[...][None] + (1 - MOMENTUM) * mean)
+        self.var.set_value(MOMENTUM * self.var[...][None] + (1 - MOMENTUM) * var * (n / max(n - 1, 1)))
         return out
 
 
@@ -70,25 +68,19 @@ class BatchNorm(nnx.Module):
     static_argnums=3,
 )
 def _normalise(
-    x: Float[Array, "batch h w lanes"], scale: Float[Array, " features"], bias: Float[Array, " features"], group: int
-) -> tuple[Float[Array, "batch h w lanes"], Float[Array, "groups features"], Float[Array, "groups features"]]:
+    x: Float[Array, "batch h w features"], scale: Float[Array, " features"], bias: Float[Array, " features"], group: int
+) -> tuple[Float[Array, "batch h w features"], Float[Array, "groups features"], Float[Array, "groups features"]]:
     """Returns the normalised input and each group's mean and (biased) variance."""
     grouped = x.reshape(-1, group, *x.shape[1:]).astype(jnp.float32)
-    columns = x.shape[3] // len(scale)
-    mean = checkpoint_name(_average(grouped, columns), "statistics")
+    mean = checkpoint_name(grouped.mean((1, 2, 3)), "statistics")
     # One pass over the activations: XLA computes both sums in the same read.
-    square = checkpoint_name(_average(jnp.square(grouped), columns), "statistics")
+    square = checkpoint_name(jnp.square(grouped).mean((1, 2, 3)), "statistics")
     var = jnp.maximum(square - jnp.square(mean), 0)
-    gain = scale * jax.lax.rsqrt(var + EPSILON)
-    offset = bias - mean * gain
-    gain, offset = (jnp.tile(values, columns)[:, None, None, None] for values in (gain, offset))
+    gain = scale[None] * jax.lax.rsqrt(var + EPSILON)
+    offset = bias[None] - mean * gain
+    gain, offset = (values[:, None, None, None] for values in (gain, offset))
     out = grouped * gain + offset
     return out.reshape(x.shape).astype(x.dtype), mean, var
-
-
-def _average(x: Float[Array, "groups group h w lanes"], columns: int) -> Float[Array, "groups features"]:
-    lanes = x.mean((1, 2, 3))
-    return lanes if columns == 1 else lanes.reshape(len(lanes), columns, -1).mean(1)
 
 
 def average_groups(model: nnx.Module) -> None:

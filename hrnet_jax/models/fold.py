@@ -1,6 +1,6 @@
 """BatchNorm folded into the preceding convolution, for faster inference.
 
-    network = Network.of(abstract_model(config, folded=True))
+    network = FunctionalModel.of(abstract_model(config, folded=True))
     weights = jax.jit(fold)(params, stats)
     heatmaps, _ = network(weights, {}, images, train=False)
 
@@ -37,7 +37,7 @@ def fold(params: Arrays, stats: Arrays) -> dict[str, Array]:
     for norm in [name.removesuffix(_MEAN) for name in stats if name.endswith(_MEAN)]:
         conv = convolution_before(norm)
         gain = folded.pop(f"{norm}.weight") * jax.lax.rsqrt(stats[f"{norm}.running_var"] + EPSILON)
-        folded[f"{conv}.weight"] = params[f"{conv}.weight"] * gain
+        folded[f"{conv}.weight"] = params[f"{conv}.weight"] * gain[None, None, None]
         folded[f"{conv}.bias"] = folded.pop(f"{norm}.bias") - stats[f"{norm}{_MEAN}"] * gain
     return folded
 

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hrnet_jax.models import convolution, packing
 from hrnet_jax.models.batch_norm import BatchNorm, average_groups
-from hrnet_jax.models.repeat import Repeat
+from hrnet_jax.models.convolution import conv_general_dilated
+from hrnet_jax.models.sequential import Sequential
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,6 @@ class HRNet(nnx.Module):
       group_size: samples per BatchNorm statistics group; None: the batch.
       folded: replaces convolution and BatchNorm by a convolution with bias (`hrnet_jax.models.fold`).
       scan: runs equal blocks of a branch, and equal modules of a stage, as loops over stacked arrays.
-      pack: packs neighbouring columns into a TPU's lanes (`hrnet_jax.models.packing`).
     """
 
     def __init__(
@@ -89,9 +88,8 @@ class HRNet(nnx.Module):
         group_size: int | None = None,
         folded: bool = False,
         scan: bool = False,
-        pack: bool = False,
     ):
-        self.backbone = Backbone(variant, nn=Layers(dtype, group_size, folded, scan, pack))
+        self.backbone = Backbone(variant, nn=Layers(dtype, group_size, folded, scan))
         self.head = Head(variant.width, outputs, dtype)
 
     def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w outputs"]:
@@ -107,27 +105,29 @@ class Head(nnx.Module):
     """A 1x1 convolution from features to heatmaps."""
 
     def __init__(self, features: int, outputs: int, dtype: Any):
-        self.features = features
         self.final_layer = nnx.Conv(features, outputs, (1, 1), dtype=dtype, **_ZEROS)
 
-    def __call__(self, x: Float[Array, "batch h w2 lanes"]) -> Float[Array, "batch h w outputs"]:
-        return self.final_layer(packing.repack(x, self.features, columns=1)).astype(jnp.float32)
+    def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w outputs"]:
+        return self.final_layer(x).astype(jnp.float32)
 
 
 class Backbone(nnx.Module):
-    """The four stages; returns the high-resolution features [B, H/4, W/4, width], packed if `pack` is set."""
+    """The four stages; returns the high-resolution features [B, H/4, W/4, width]."""
 
     def __init__(self, variant: Variant, nn: Layers):
         stem, width = variant.stem, variant.width
         self.conv1, self.bn1 = nn.conv(3, stem, stride=2), nn.norm(stem)
         self.conv2, self.bn2 = nn.conv(stem, stem, stride=2), nn.norm(stem)
-        self.layer1 = nn.repeat(Bottleneck(stem if i == 0 else 4 * stem, stem, nn) for i in range(variant.bottlenecks))
+        self.layer1 = nn.sequential(
+            Bottleneck(stem if i == 0 else 4 * stem, stem, nn) for i in range(variant.bottlenecks)
+        )
         widths = [width * 2**b for b in range(4)]
-        self.transition1 = nnx.List([ConvBN(4 * stem, widths[0], nn), nnx.List([ConvBN(4 * stem, widths[1], nn, 2)])])
+        self.transition1 = nnx.List([ConvBN(4 * stem, widths[0], nn), Sequential([ConvBN(4 * stem, widths[1], nn, 2)])])
         self.stage2 = stage(variant.modules[0], widths[:2], variant.blocks, nn)
-        self.transition2 = nnx.List([Identity(), Identity(), nnx.List([ConvBN(widths[1], widths[2], nn, 2)])])
+        self.transition2 = nnx.List([Identity(), Identity(), Sequential([ConvBN(widths[1], widths[2], nn, 2)])])
         self.stage3 = stage(variant.modules[1], widths[:3], variant.blocks, nn)
-        self.transition3 = nnx.List([*(Identity() for _ in range(3)), nnx.List([ConvBN(widths[2], widths[3], nn, 2)])])
+        new_branch = Sequential([ConvBN(widths[2], widths[3], nn, 2)])
+        self.transition3 = nnx.List([Identity(), Identity(), Identity(), new_branch])
         self.stage4 = stage(variant.modules[2], widths, variant.blocks, nn, outputs=1)
 
     def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w features"]:
@@ -142,15 +142,15 @@ class Backbone(nnx.Module):
             (self.transition3, self.stage4),
         ):
             # A new branch starts from the lowest resolution so far.
-            branches = [chain(step, branches[min(b, len(branches) - 1)]) for b, step in enumerate(transition)]
+            branches = [layer(branches[min(b, len(branches) - 1)]) for b, layer in enumerate(transition)]
             branches = modules(branches)
         return branches[0]
 
 
-def stage(modules: int, widths: list[int], blocks: int, nn: Layers, outputs: int | None = None) -> Repeat:
+def stage(modules: int, widths: list[int], blocks: int, nn: Layers, outputs: int | None = None) -> Sequential:
     """A sequence of exchange modules; the last returns only the first `outputs` branches (None: all)."""
     last = len(widths) if outputs is None else outputs
-    return nn.repeat(
+    return nn.sequential(
         ExchangeModule(widths, blocks, nn, len(widths) if i < modules - 1 else last) for i in range(modules)
     )
 
@@ -159,7 +159,7 @@ class ExchangeModule(nnx.Module):
     """Parallel branches of basic blocks; each output is the sum of all branches, resized to its resolution."""
 
     def __init__(self, widths: list[int], blocks: int, nn: Layers, outputs: int):
-        self.branches = nnx.List(nn.repeat(BasicBlock(width, nn) for _ in range(blocks)) for width in widths)
+        self.branches = nnx.List(nn.sequential(BasicBlock(width, nn) for _ in range(blocks)) for width in widths)
         self.fuse_layers = nnx.List(
             nnx.List(self._path(widths, i, j, nn) for j in range(len(widths))) for i in range(outputs)
         )
@@ -171,7 +171,7 @@ class ExchangeModule(nnx.Module):
         if source > target:
             return ConvBN(widths[source], widths[target], nn, kernel=1, relu=False, upsample=2 ** (source - target))
         steps = target - source
-        return nnx.List(
+        return Sequential(
             ConvBN(widths[source], widths[target if k == steps - 1 else source], nn, 2, relu=k < steps - 1)
             for k in range(steps)
         )
@@ -179,8 +179,7 @@ class ExchangeModule(nnx.Module):
     def __call__(self, branches: list[Array]) -> list[Array]:
         branches = [blocks(x) for blocks, x in zip(self.branches, branches, strict=True)]
         return [
-            jax.nn.relu(sum(chain(path, x) for path, x in zip(paths, branches, strict=True)))
-            for paths in self.fuse_layers
+            jax.nn.relu(sum(path(x) for path, x in zip(paths, branches, strict=True))) for paths in self.fuse_layers
         ]
 
 
@@ -228,13 +227,12 @@ class ConvBN(nnx.Module):
     ):
         self.conv, self.bn = nn.conv(features, out, kernel, stride), nn.norm(out)
         self.relu, self.upsample = relu, upsample
-        self.out, self.packed = out, nn.packed
 
     def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h2 w2 out"]:
         x = self.bn(self.conv(x))
         if self.relu:
             x = jax.nn.relu(x)
-        return upsample_nearest(x, self.upsample, self.out, self.packed) if self.upsample > 1 else x
+        return upsample_nearest(x, self.upsample) if self.upsample > 1 else x
 
 
 class Identity(nnx.Module):
@@ -244,24 +242,11 @@ class Identity(nnx.Module):
         return x
 
 
-def chain(steps: Any, x: Array) -> Array:
-    """Applies a module, or a list of modules in sequence."""
-    if not isinstance(steps, nnx.List):
-        return steps(x)
-    for step in steps:
-        x = step(x)
-    return x
-
-
-def upsample_nearest(
-    x: Float[Array, "batch h w lanes"], factor: int, features: int, packed: bool
-) -> Float[Array, "batch h2 w2 lanes2"]:
+def upsample_nearest(x: Float[Array, "batch h w features"], factor: int) -> Float[Array, "batch h2 w2 features"]:
     """Repeats every pixel factor x factor times, by a broadcast: its gradient is a sum instead of a scatter."""
-    x = packing.repack(x, features, columns=1)
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, factor, w, factor, c))
-    x = x.reshape(b, h * factor, w * factor, c)
-    return packing.repack(x, c, packing.columns_in_lanes(c, w * factor)) if packed else x
+    return x.reshape(b, h * factor, w * factor, c)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +257,6 @@ class Layers:
     group_size: int | None
     folded: bool
     scan: bool
-    pack: bool
 
     def conv(self, features: int, out: int, kernel: int = 3, stride: int = 1) -> nnx.Conv:
         """A convolution, padded like PyTorch's padding=kernel // 2 (not XLA's SAME)."""
@@ -284,24 +268,14 @@ class Layers:
             padding=kernel // 2,
             use_bias=self.folded,
             dtype=self.dtype,
-            conv_general_dilated=self._function(),
+            conv_general_dilated=conv_general_dilated if self.scan else jax.lax.conv_general_dilated,
             **_ZEROS,
         )
-
-    @property
-    def packed(self) -> bool:
-        """Whether maps are packed; folded networks, used for inference, are not."""
-        return self.pack and not self.folded
-
-    def _function(self) -> Any:
-        if self.packed:
-            return packing.conv_general_dilated
-        return convolution.conv_general_dilated if self.scan else jax.lax.conv_general_dilated
 
     def norm(self, features: int) -> nnx.Module:
         """BatchNorm over sample groups; the identity if folded into the convolution."""
         return Identity() if self.folded else BatchNorm(features, dtype=self.dtype, group_size=self.group_size)
 
-    def repeat(self, modules: Iterable[nnx.Module]) -> Repeat:
-        """Modules in sequence."""
-        return Repeat(modules, scan=self.scan)
+    def sequential(self, modules: Iterable[nnx.Module]) -> Sequential:
+        """Modules in sequence; equal ones as a loop if `scan`."""
+        return Sequential(modules, scan=self.scan)

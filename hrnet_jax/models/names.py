@@ -1,29 +1,26 @@
-"""A model's state as flat dictionaries under MMPose's names.
+"""MMPose's names of a model's parameters and statistics.
 
 Every published HRNet checkpoint uses these names, for example `backbone.stage2.0.branches.1.3.conv1.weight`. Our
 checkpoints and converted and exported folders use them too, so that none depends on how the modules are nested here.
 Arrays keep our layout: convolution kernels are [height, width, in, out].
 
-In memory, a model with loops (`hrnet_jax.models.repeat`) stacks equal arrays: `backbone.stage3.0:4.conv1.weight` holds
-`backbone.stage3.0.conv1.weight` to `backbone.stage3.3.conv1.weight` along its first axis. `unstack` and
-`Network.stack` convert between the two.
+In memory, a model with loops (`hrnet_jax.models.sequential`) stacks equal arrays: `backbone.stage3.0:4.conv1.weight`
+holds `backbone.stage3.0.conv1.weight` to `backbone.stage3.3.conv1.weight` along its first axis. `stack` and `unstack`
+convert between the two.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jaxtyping import Array, Float
 
-from data_pipelines.errors import brief, listed
+from data_pipelines.errors import brief
 
 Arrays = dict[str, Any]
 
@@ -33,26 +30,6 @@ _PARTS = {
     **{"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"},
 }
 _RANGE = re.compile(r"(?<=\.)(\d+):(\d+)(?=\.)")
-
-
-def state_dict(model: nnx.Module) -> tuple[Arrays, Arrays]:
-    """Returns a model's parameters and batch statistics by canonical name."""
-    return unstack(_flat(nnx.state(model, nnx.Param))), unstack(_flat(nnx.state(model, nnx.BatchStat)))
-
-
-def fill(model: nnx.Module, arrays: Mapping[str, Any], source: str = "the given arrays") -> None:
-    """Sets every parameter and statistic of a model, in place, from arrays by canonical name.
-
-    Raises ValueError when arrays are missing, unknown or of another shape; the model is then unchanged.
-    """
-    params, stats = state_dict(model)
-    if problems := mismatches(arrays, {**params, **stats}):
-        raise ValueError(f"{source} and the model do not fit in {len(problems)} entries: {listed(problems)}")
-    filled = [
-        (path, variable.replace(jnp.array(_stacked(name_of(path), arrays))))
-        for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
-    ]
-    nnx.update(model, nnx.from_flat_state(filled))
 
 
 def mismatches(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
@@ -68,55 +45,19 @@ def mismatches(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str
     return [problem for three in itertools.zip_longest(missing, unknown, reshaped) for problem in three if problem]
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A model as a pure function of flat state, for use in compiled steps.
-
-    `Network.of(model)` keeps the structure and drops the arrays. Rebuilding the module costs time only while tracing.
-    """
-
-    graph: nnx.GraphDef
-    variables: tuple[tuple[tuple[Any, ...], type], ...]
-
-    @classmethod
-    def of(cls, model: nnx.Module) -> Network:
-        """The structure of a model."""
-        graph, state = nnx.split(model)
-        return cls(graph, tuple((path, type(variable)) for path, variable in nnx.to_flat_state(state)))
-
-    def __call__(
-        self, params: Arrays, stats: Arrays, images: Float[Array, "batch height width 3"], *, train: bool
-    ) -> tuple[Float[Array, "batch h w outputs"], Arrays]:
-        """Returns heatmaps and batch statistics, which are updated if `train`.
-
-        Arrays may be stacked or have canonical names; statistics are returned in the form given.
-        """
-        arrays = {**params, **stats}
-        flat = [(path, kind(_stacked(name_of(path), arrays))) for path, kind in self.variables]
-        model = nnx.merge(self.graph, nnx.from_flat_state(flat))
-        # Not model.train(): it also walks attributes for dropout, which HRNet does not have.
-        model.set_attributes(use_running_average=not train, raise_if_not_found=False)  # none when folded
-        heatmaps = model(images)
-        moved = _flat(nnx.state(model, nnx.BatchStat))
-        return heatmaps, moved if moved.keys() == stats.keys() else unstack(moved)
-
-    def stack(self, tree: Any) -> Any:
-        """Stacks the arrays of every dictionary (by canonical name) in a tree, as this model's loops need them.
-
-        A compiled step then does not need to stack them. Without loops, the tree is unchanged.
-        """
-        names = [name_of(path) for path, _ in self.variables]
-        loops = {name: _members(name) for name in names if _RANGE.search(name)}
-        return _map_dicts(functools.partial(_stack_dict, loops=loops), tree)
+def stack(tree: Any, names: Iterable[str]) -> Any:
+    """Stacks the arrays of every dictionary (by canonical name) in a tree where the given names have ranges."""
+    loops = {name: _members(name) for name in names if _RANGE.search(name)}
+    return _map_dicts(functools.partial(_stack_dict, loops=loops), tree)
 
 
 def unstack(tree: Any) -> Any:
-    """The inverse of `Network.stack`, for any model: arrays by canonical name, in every dictionary of a tree."""
+    """The inverse of `stack`: arrays by canonical name, in every dictionary of a tree."""
     return _map_dicts(_unstack_dict, tree)
 
 
 def _stack_dict(arrays: Arrays, loops: Mapping[str, list[str]]) -> Arrays:
-    stacked = {name: _stacked(name, arrays) for name, members in loops.items() if members[0] in arrays}
+    stacked = {name: stacked_array(name, arrays) for name, members in loops.items() if members[0] in arrays}
     used = {member for name in stacked for member in loops[name]}
     return {name: value for name, value in arrays.items() if name not in used} | stacked
 
@@ -148,11 +89,11 @@ def _members(name: str) -> list[str]:
     return [member for part in _parts(name) for member in _members(part)] or [name]
 
 
-def _stacked(name: str, arrays: Mapping[str, Any]) -> Any:
+def stacked_array(name: str, arrays: Mapping[str, Any]) -> Any:
     """The named array, stacked from its members if necessary."""
     if name in arrays or not (parts := _parts(name)):
         return arrays[name]
-    each = [_stacked(part, arrays) for part in parts]
+    each = [stacked_array(part, arrays) for part in parts]
     if isinstance(each[0], jax.ShapeDtypeStruct):
         return each[0].update(shape=(len(each), *each[0].shape))
     return jnp.stack(each)
@@ -177,7 +118,3 @@ def _map_dicts(function: Callable[[Arrays], Arrays], tree: Any) -> Any:
         tree,
         is_leaf=lambda node: isinstance(node, dict),
     )
-
-
-def _flat(state: nnx.State) -> Arrays:
-    return {name_of(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}

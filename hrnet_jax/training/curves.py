@@ -12,7 +12,7 @@ from hrnet_jax.training import metrics
 
 
 def draw_curves(workdir: str | os.PathLike) -> None:
-    """Plots a run's loss (per source, if there are several) and AP by step into its `curves.png`."""
+    """Plots a run's loss (per source, if there are several), training accuracy and AP by step into its `curves.png`."""
     records = list(metrics.read(workdir))
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axis, ap_axis = figure.subplots(1, 2)
@@ -27,7 +27,9 @@ def draw_curves(workdir: str | os.PathLike) -> None:
         points = [(record["step"], record[key]) for record in records if key in record]
         if points:
             ap_axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
-    ap_axis.set(xlabel="step", ylim=(0, 1), title="Evaluation")
+    if points := [(record["step"], record["acc_pose"]) for record in records if "acc_pose" in record]:
+        ap_axis.plot(*zip(*points, strict=True), label="acc_pose (training)", linewidth=1)
+    ap_axis.set(xlabel="step", ylim=(0, 1), title="Evaluation, training accuracy")
     if ap_axis.lines:
         ap_axis.legend()
     with storage.whole(epath.Path(workdir) / "curves.png") as partial:

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from hrnet_jax.codecs import Codec
+from hrnet_jax.codecs.heatmaps import pck_accuracy, pck_counts
 from hrnet_jax.inference.steps import normalise
 from hrnet_jax.mesh import split_evenly
-from hrnet_jax.models import Network, unstack
+from hrnet_jax.models import FunctionalModel, unstack
 from hrnet_jax.models.names import Arrays
 
 # Renames the arrays of a state to canonical names, as used in checkpoints.
@@ -23,7 +24,7 @@ by_canonical_name = jax.jit(unstack)
 
 
 class TrainState(NamedTuple):
-    """The state that a step updates; parameters and statistics have canonical names or those of `Network.stack`."""
+    """The state that a step updates; arrays have canonical names or those of `FunctionalModel.stack`."""
 
     step: Array
     params: Arrays
@@ -45,7 +46,7 @@ def weights_to_evaluate(state: TrainState) -> tuple[Arrays, Arrays]:
 
 
 def make_train_step(
-    network: Network,
+    network: FunctionalModel,
     codec: Codec,
     optimizer: optax.GradientTransformation,
     sources: int,
@@ -67,36 +68,40 @@ def make_train_step(
 
     Returns:
       f(state, batch) -> state, measured. The state is donated. The batch has `image` uint8 [B,H,W,3], `keypoints`
-      [B,K,2], `visible` [B,K] and `source` [B]; measured has `loss`, `gradient_norm`, `loss_sum` and `samples` (sum of
-      losses and number of samples per source, [sources] each), `finite` and the state's `skipped`. If the loss or a
-      gradient is not finite, only the step and `skipped` change.
+      [B,K,2], `visible` [B,K] and `source` [B]; measured has `loss`, `acc_pose` (MMPose's: the share of predicted peaks
+      near the target's), `gradient_norm`, `loss_sum` and `samples` (sum of losses and number of samples per source,
+      [sources] each), `finite` and the state's `skipped`. If the loss or a gradient is not finite, only the step and
+      `skipped` change.
     """
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        def loss_of(params: Arrays, part: dict[str, Array]) -> tuple[Array, tuple[Arrays, Float[Array, " part"]]]:
+        def loss_of(params: Arrays, part: dict[str, Array]) -> tuple[Array, tuple[Arrays, tuple[Array, Array]]]:
             targets, weights = codec.encode(part["keypoints"], part["visible"])
             heatmaps, stats = network(params, state.stats, normalise(part["image"]), train=True)
             losses = codec.loss(heatmaps, targets, weights)
-            return losses.mean(), (stats, losses)
+            first = slice(None, None, codec.maps_per_keypoint)
+            return losses.mean(), (stats, (losses, pck_counts(heatmaps[..., first], targets[..., first], weights)))
 
-        def gradients_of(part: dict[str, Array]) -> tuple[tuple[Arrays, Arrays], Float[Array, " part"]]:
-            gradients, (stats, losses) = jax.grad(loss_of, has_aux=True)(state.params, part)
-            return (gradients, stats), losses
+        def gradients_of(
+            part: dict[str, Array],
+        ) -> tuple[tuple[Arrays, Arrays], tuple[Float[Array, " part"], Float[Array, "2 keypoints"]]]:
+            gradients, (stats, measured) = jax.grad(loss_of, has_aux=True)(state.params, part)
+            return (gradients, stats), measured
 
         if parts == 1:
-            (gradients, stats), losses = gradients_of(batch)
+            (gradients, stats), (losses, counts) = gradients_of(batch)
             source = batch["source"]
         else:
             # All parts start from the same statistics, so that the mean over parts is that of the complete batch.
-            def add(total: tuple[Arrays, Arrays], part: dict[str, Array]) -> tuple[tuple[Arrays, Arrays], Array]:
-                result, losses = gradients_of(part)
-                return jax.tree.map(jnp.add, total, result), losses
+            def add(total: tuple[Arrays, Arrays], part: dict[str, Array]) -> tuple[tuple[Arrays, Arrays], Any]:
+                result, measured = gradients_of(part)
+                return jax.tree.map(jnp.add, total, result), measured
 
             split = split_evenly(batch, parts, devices)
             zeros = jax.tree.map(jnp.zeros_like, (state.params, state.stats))
-            total, losses = jax.lax.scan(add, zeros, split)
+            total, (losses, counts) = jax.lax.scan(add, zeros, split)
             gradients, stats = jax.tree.map(lambda x: x / parts, total)
-            losses, source = losses.ravel(), split["source"].ravel()
+            losses, counts, source = losses.ravel(), counts.sum(0), split["source"].ravel()
 
         loss, gradient_norm = losses.mean(), optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
@@ -113,6 +118,7 @@ def make_train_step(
         member = jax.nn.one_hot(source, sources)
         measured = {
             "loss": loss,
+            "acc_pose": pck_accuracy(counts),
             "gradient_norm": gradient_norm,
             "loss_sum": losses @ member,
             "samples": member.sum(0),

@@ -110,6 +110,7 @@ class StepLog:
         scalars = {
             "loss": float(np.mean([m["loss"] for m in finite])),
             **{f"loss/{name}": loss for name, loss in by_source.items()},
+            "acc_pose": float(np.mean([m["acc_pose"] for m in finite])),
             "learning_rate": rate,
             "gradient_norm": float(np.mean([m["gradient_norm"] for m in finite])),
             "steps_per_second": steps_per_second,
@@ -121,10 +122,12 @@ class StepLog:
             **_memory(),
         }
         logger.info(
-            "step %d/%d epoch %.1f loss %.3e (%s) lr %.1e | %.2f steps/s %.0f samples/s data wait %.0f%%%s%s | ETA %s",
+            "step %d/%d epoch %.1f loss %.3e (%s) acc_pose %.3f lr %.1e | "
+            "%.2f steps/s %.0f samples/s data wait %.0f%%%s%s | ETA %s",
             *(self._step, self.total_steps, self._step / self.steps_per_epoch, scalars["loss"]),
             " ".join(f"{name} {loss:.3e}" for name, loss in by_source.items()),
-            *(rate, scalars["steps_per_second"], scalars["samples_per_second"], 100 * scalars["data_wait"]),
+            *(scalars["acc_pose"], rate),
+            *(scalars["steps_per_second"], scalars["samples_per_second"], 100 * scalars["data_wait"]),
             f" unreadable {scalars['unreadable']}" if scalars["unreadable"] else "",
             f" skipped {skipped}" if skipped else "",
             _clock((self.total_steps - self._step) / steps_per_second) if self._timed else "unknown",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-class Repeat(nnx.Module):
+class Sequential(nnx.Module):
     """Applies modules in sequence: module i is attribute `i`.
 
     With `scan`, consecutive equal modules a to b - 1 become one module, attribute `a:b`, whose arrays are stacked along
@@ -22,11 +22,10 @@ class Repeat(nnx.Module):
       scan: whether to stack equal modules.
     """
 
-    def __init__(self, modules: Iterable[nnx.Module], *, scan: bool):
+    def __init__(self, modules: Iterable[nnx.Module], *, scan: bool = False):
         self.names: tuple[str, ...] = ()
         first = 0
-        for _, equal in itertools.groupby(modules, _kind):
-            run = list(equal)
+        for run in [list(equal) for _, equal in itertools.groupby(modules, _kind)] if scan else [list(modules)]:
             if scan and len(run) > 1:
                 arrays = jax.tree.map(lambda *each: jnp.stack(each), *map(nnx.state, run))
                 named = {f"{first}:{first + len(run)}": nnx.merge(nnx.graphdef(run[0]), arrays)}
