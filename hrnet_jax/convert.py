@@ -87,7 +87,9 @@ def from_torch(source: str | os.PathLike, config: ConfigDict, output: str | os.P
     check_free(output)
     shapes = _torch_shapes(config)
     tensors = _one_of_twins(torch_files.read(source), torch_files.read(source, "ema_state_dict"), ema, f"{source}")
-    _check_architecture(tensors, shapes, f"{source}", f"config.model.variant={config.model.variant!r}")
+    # The most common mistake, another variant, is told in one line instead of by every entry.
+    if hint := _architecture_hint({_canonical_name(name): tensor for name, tensor in tensors.items()}, shapes):
+        raise InputError(f"{source} does not fit config.model.variant={config.model.variant!r}: {hint}")
     arrays = _canonical(tensors, shapes, f"{source}")
     save_folder(output, config, {name: _ours(array) for name, array in arrays.items()})
 
@@ -225,14 +227,6 @@ def _canonical_name(name: str) -> str:
 
 def _is_counter(name: str, shapes: Mapping[str, Any]) -> bool:
     return name.endswith(_COUNTER) and name.replace(_COUNTER, ".running_mean") in shapes
-
-
-def _check_architecture(
-    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, Any], source: str, variant: str
-) -> None:
-    """Reports the most common mistake, another variant, in one line instead of listing every entry."""
-    if hint := _architecture_hint({_canonical_name(name): tensor for name, tensor in tensors.items()}, shapes):
-        raise InputError(f"{source} does not fit {variant}: {hint}")
 
 
 def _architecture_hint(named: Mapping[str, np.ndarray], shapes: Mapping[str, Any]) -> str:
