@@ -22,7 +22,7 @@ from data_pipelines.synthetic import write_dataset
 from eval.breakdown import diagnose
 from eval.coco import evaluate_results
 from hrnet_jax.config import load_config, to_json
-from hrnet_jax.report import _with_workdir_named, build, report, stored_config
+from hrnet_jax.report import build, report, stored_config
 from hrnet_jax.reporting import mistakes as report_errors
 from hrnet_jax.reporting import page as report_page
 from hrnet_jax.training.metrics import MetricWriter
@@ -438,22 +438,6 @@ def test_the_command(workdir, people, tmp_path):
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: ")
     assert len(failed.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        (["DIR"], ["--workdir=DIR"]),
-        (["--output=x", "DIR"], ["--output=x", "--workdir=DIR"]),
-        (["--output", "x", "DIR"], ["--output", "x", "--workdir=DIR"]),
-        (["DIR", "--config.data.root", "x"], ["--workdir=DIR", "--config.data.root", "x"]),
-        (["--workdir", "DIR"], ["--workdir", "DIR"]),
-        (["DIR", "OTHER"], ["--workdir=DIR", "OTHER"]),
-        ([], []),
-    ],
-)
-def test_the_first_argument_is_the_work_directory(given, named):
-    assert _with_workdir_named(given) == named
 
 
 JSON = st.recursive(
