@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.keypoints import KeypointSet
+from data_pipelines.keypoints import KeypointSet, keypoint_set
 
 VARIANTS = {
     "w32": "HRNet-W32 (the default)",
@@ -23,6 +23,7 @@ VARIANTS = {
     "coarse_dropout": "black rectangles in half of the crops",
     "grid_mask": "a grid of black squares in half of the crops",
     "bf16": "bfloat16 compute (the default is float32 on every device)",
+    "small": "a small network and half the input's size, to train on CPUs from random weights",
     "runlocal": "laptop size: a tiny network, 64x64 inputs, batches of 16, two epochs",
 }
 
@@ -37,6 +38,10 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "coarse_dropout": {"data.augment.coarse_dropout": 0.5},
     "grid_mask": {"data.augment.grid_mask": 0.5},
     "bf16": {"model.dtype": "bfloat16"},
+    "small": {
+        **{"model.variant": "small", "optimizer.learning_rate": 2e-3, "data.loader.threads": 2},
+        **{"eval.batch_size": 64},
+    },
     "runlocal": {
         **{"model.variant": "tiny", "model.group_size": 0, "codec.input_size": (64, 64), "batch_size": 16},
         **{"epochs": 2, "optimizer.warmup_steps": 10, "optimizer.milestones": (), "log_every": 2},
@@ -44,8 +49,12 @@ _CHANGES: dict[str, dict[str, Any]] = {
     },
 }
 
+# Of a training with few people.
+_FEWEST_STEPS = 1260
+
 # At most one of each group may be given.
-_ALTERNATIVES = (("w32", "w48"), ("256x192", "384x288"), ("msra", "dark", "udp", "udp_combined"))
+_CODECS = ("msra", "dark", "udp", "udp_combined")
+_ALTERNATIVES = (("w32", "w48", "small"), ("256x192", "384x288"), _CODECS, ("small", "runlocal"))
 
 COCO_TRAIN = {
     "annotations": "coco/annotations/person_keypoints_train2017.json",
@@ -81,6 +90,8 @@ def recipe(
     keypoints: str | KeypointSet,
     train: dict[str, dict[str, Any]],
     evaluate: dict[str, Any],
+    input_size: tuple[int, int] = (256, 192),
+    people: int | None = None,
 ) -> ConfigDict:
     """The training recipe of MMPose 1.3.2's HRNet configs.
 
@@ -89,8 +100,13 @@ def recipe(
       keypoints: the keypoint set that the network predicts, or its name; docs/own-data.md defines a custom set.
       train: sources by name, each with annotations, images (both relative to `data.root`) and keypoint set.
       evaluate: the evaluation set: annotations, images, keypoint set, detector boxes ("" for annotated boxes).
+      input_size: (height, width) of the crops in pixels, unless a variant sets it.
+      people: the number of people to train on, if they are far fewer than COCO's 150,000: chooses the batch size,
+        epochs, warm-up and intervals for them (`_fit`), and UDP unless a variant names another codec.
     """
     variants = parse(arg)
+    if people is not None and not {*variants} & {*_CODECS}:
+        variants = ["udp", *variants]
     c = ConfigDict()
     c.seed = 0
     c.epochs = 210
@@ -114,7 +130,7 @@ def recipe(
 
     c.codec = ConfigDict()
     c.codec.name = "msra"
-    c.codec.input_size = (256, 192)  # height, width of the crops
+    c.codec.input_size = input_size  # height, width of the crops
     c.codec.sigma = 2.0
 
     c.data = ConfigDict()
@@ -162,9 +178,36 @@ def recipe(
     c.checkpoint.keep = 2
     c.log_every = 50  # steps
 
+    joints = keypoint_set(keypoints)
+    if not joints.flip_pairs:  # whether left and right differ is not known
+        c.data.augment.flip, c.eval.flip_test = 0.0, False
+    if not joints.upper_body:
+        c.data.augment.half_body = 0.0
     for variant in variants:
         c.update_from_flattened_dict(_CHANGES.get(variant, {}))
+    if "small" in variants:
+        c.codec.input_size = tuple(side // 2 for side in c.codec.input_size)
+    if people is not None and "runlocal" not in variants:
+        _fit(c, people)
     return c
+
+
+def _fit(c: ConfigDict, people: int) -> None:
+    """Fits the recipe's schedule to a number of people.
+
+    Batches shrink before epochs grow: a batch is a 32nd of the people, from 16 to the recipe's, so that 210 epochs are
+    some thousand steps even for 100 people. Fewer people get more epochs, up to 1,260 steps in total. The warm-up is a
+    25th of the steps, and the learning rate falls at the same shares of the training as in the recipe.
+    """
+    recipe_epochs = c.epochs
+    c.batch_size = min(1 << (max(people // 32, 16).bit_length() - 1), c.batch_size)  # a power of two
+    steps_per_epoch = -(-people // c.batch_size)
+    c.epochs = max(recipe_epochs, -(-_FEWEST_STEPS // steps_per_epoch))
+    c.model.group_size = min(c.model.group_size, c.batch_size)
+    c.optimizer.warmup_steps = min(c.optimizer.warmup_steps, c.epochs * steps_per_epoch // 25)
+    c.optimizer.milestones = tuple(c.epochs * epoch // recipe_epochs for epoch in c.optimizer.milestones)
+    c.eval.every_epochs = c.epochs // 10
+    c.checkpoint.every_epochs = min(max(1, 200 // steps_per_epoch), c.eval.every_epochs)
 
 
 def parse(arg: str | None) -> list[str]:

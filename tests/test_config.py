@@ -8,7 +8,9 @@ import os
 import jax
 import pytest
 
+from configs import common
 from data_pipelines.errors import InputError
+from data_pipelines.keypoints import KeypointSet
 from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.config import check, check_devices, check_keys, differences, load_config, to_json
@@ -281,3 +283,33 @@ def test_paths_that_are_no_config_files(tmp_path):
     for path in (tmp_path, tmp_path / "fifo"):
         refused(f"{path}: is not a file", load_config, str(path))
     assert config_lib.load_config(f"{REPOSITORY}/configs/coco.py:").model.variant == "w32"
+
+
+@pytest.mark.parametrize("people", [1, 5, 93, 150, 500, 4500, 20_000, 149_813])
+def test_the_recipe_for_few_people_makes_enough_steps(people):
+    source = {"annotations": "a.json", "images": "images", "keypoints": "coco"}
+    train, evaluate = {"mine": source}, {**source, "boxes": ""}
+    fitted = common.recipe("small", keypoints="coco", train=train, evaluate=evaluate, people=people)
+    published = common.recipe("udp", keypoints="coco", train=train, evaluate=evaluate)
+    check(fitted)
+    check_devices(fitted, 1)
+    steps = fitted.epochs * math.ceil(people / fitted.batch_size)
+    assert fitted.codec.name == "udp"
+    assert fitted.codec.input_size == (128, 96)
+    assert 16 <= fitted.batch_size <= min(512, max(16, people / 32))
+    assert steps >= 1260
+    assert fitted.epochs >= 210
+    assert fitted.optimizer.warmup_steps <= steps / 25
+    assert fitted.optimizer.milestones == (fitted.epochs * 170 // 210, fitted.epochs * 200 // 210)
+    if people > 140_000:
+        same = {"batch_size", "epochs", "optimizer.warmup_steps", "optimizer.milestones", "model.group_size"}
+        assert not same & {line.split(":")[0] for line in differences(fitted, published)}
+
+
+def test_flips_need_pairs_and_half_bodies_an_upper_body():
+    fish = KeypointSet("fish", ("head", "tail"), (0.05, 0.05), (), (), ())
+    source = {"annotations": "a.json", "images": "images", "keypoints": fish}
+    config = common.recipe(keypoints=fish, train={"fish": source}, evaluate={**source, "boxes": ""})
+    assert (config.data.augment.flip, config.eval.flip_test, config.data.augment.half_body) == (0.0, False, 0.0)
+    coco = recipe("", "coco")
+    assert (coco.data.augment.flip, coco.eval.flip_test, coco.data.augment.half_body) == (0.5, True, 0.3)
