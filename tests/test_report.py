@@ -181,7 +181,7 @@ def test_a_run_with_two_evaluations(copy):
     assert overview["Unreadable samples (replaced)"] == "1"
     titles = {drawing["aria-label"] for drawing in page.all("svg")}
     assert titles == {
-        *("Loss", "Evaluation", "Learning rate", "Gradient norm"),
+        *("Loss", "Training accuracy", "Evaluation", "Learning rate", "Gradient norm"),
         *("Samples per second", "Share of the time", "Skipped steps", "Unreadable samples"),
     }
     for name in ("loss/coco", "loss/aic", "waiting for data", "AP50"):
