@@ -1,5 +1,6 @@
 # make quickstart   install, render synthetic data, train, evaluate: about six minutes on two cores
-# make test         the tests
+# make test         lint and all tests
+# make test-quick   the tests that neither train nor start processes: for the edit loop
 # make benchmark    of the accelerator at hand, against PyTorch: an hour. BENCH=PYTHON: one that has jax and torch for it
 # make install      .venv with pinned versions
 
@@ -7,8 +8,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 RUN = .venv/bin/python
 BENCH ?= $(RUN)
 QUICK = runs/quickstart
+PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install quickstart test lint benchmark
+.PHONY: install quickstart test test-quick lint benchmark
+
+# Python then keeps compiled modules: hundreds of processes import the same ones.
+unexport PYTHONDONTWRITEBYTECODE
 
 install: .venv/installed
 
@@ -26,7 +31,10 @@ quickstart: install
 	$(RUN) -m hrnet_jax.evaluate --checkpoint $(QUICK) --output $(QUICK)/annotated_boxes --config.data.eval.boxes=
 
 test: install lint
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest $(PARALLEL)
+
+test-quick: install
+	$(RUN) -m pytest $(PARALLEL) -m 'not slow'
 
 lint: install
 	.venv/bin/ruff check .

@@ -1,5 +1,9 @@
 """Shared fixtures, and strict settings: every test meets two devices, checked shapes and no implicit ranks."""
 
+import collections
+import fcntl
+import functools
+import inspect
 import logging
 import os
 import pathlib
@@ -11,29 +15,67 @@ import pytest
 from hrnet_jax.config import load_config
 from tests.helpers import REPOSITORY, local_config
 
-jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The same small programs are compiled by many tests and by the processes that they start: once is enough. With
-# several test processes, the one that starts them makes the folder.
+# Also for the processes that tests start, so that a program is compiled once: it is found again in the cache, for the
+# same number of devices. With several test processes, the one that starts them makes the folder of the cache.
+SETTINGS = {"JAX_NUM_CPU_DEVICES": 2, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0}
+os.environ.update({name: str(value) for name, value in SETTINGS.items()})
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(prefix="hrnet_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+for _name, _value in {**SETTINGS, "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"]}.items():
+    jax.config.update(_name.lower(), _value)
 
-# With several test processes, which take a file at a time, these go first: the slowest, the very slowest ahead.
-SLOW_FILES = (
-    *("train", "parity", "runs", "scan", "export", "hosts", "launch", "notebooks", "benchmarks", "remote", "overfit"),
-    *("docs", "own_data", "commands"),
-)
+# What starts a process, trains, or builds a network. Tests that use one of these are slow.
+SLOW = {"subprocess", "multiprocessing", "train", "hrnet_jax.train"}
+SLOW |= {"create_model", "abstract_model", "Evaluator", "create_mesh", "experiment"}
 
 # OpenCV, TensorStore and pycocotools chatter; ours is captured by caplog all the same.
 logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 def pytest_collection_modifyitems(items):
-    place = {f"test_{name}": number for number, name in enumerate(SLOW_FILES)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    """Marks slow tests, and sorts files with the most of them first.
+
+    Test processes take one file at a time, and should end together.
+    """
+    for item in items:
+        fixtures = [definition.func for each in item._fixtureinfo.name2fixturedefs.values() for definition in each]
+        if any(SLOW & uses(function) for function in [item.function, *fixtures]):
+            item.add_marker("slow")
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+@functools.cache
+def uses(function):
+    """The globals and imported modules that a function of the tests uses, itself or in the functions that it calls."""
+    todo, names = [function], set()
+    while todo:
+        function = inspect.unwrap(todo.pop())
+        codes, found = [function.__code__], set()
+        while codes:
+            code = codes.pop()
+            found.update(name for name in code.co_names if name in function.__globals__ or "." in name)
+            codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+        called = [function.__globals__.get(name) for name in found - names]
+        todo += [other for other in called if inspect.isfunction(other) and other.__module__.startswith("tests.")]
+        names |= found
+    return names
+
+
+def made_once(tmp_path_factory, name, make):
+    """A folder that the first of the test processes to need it makes."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all test processes
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (done := base / f"{name}.done").exists():
+            make(base / name)
+            done.touch()
+    return base / name
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +116,7 @@ def overfitted(overfit_config, tmp_path_factory):
     """The work directory of that training."""
     from hrnet_jax.train import train
 
-    workdir = tmp_path_factory.mktemp("overfitted")
-    train(overfit_config, workdir)
-    return workdir
+    return made_once(tmp_path_factory, "overfitted", lambda workdir: train(overfit_config, workdir))
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +124,4 @@ def trained(shared, tmp_path_factory):
     """A finished run of two epochs of six steps on real people; copy it before changing it."""
     from hrnet_jax.train import train
 
-    workdir = tmp_path_factory.mktemp("trained")
-    train(local_config(shared), workdir)
-    return workdir
+    return made_once(tmp_path_factory, "trained", lambda workdir: train(local_config(shared), workdir))

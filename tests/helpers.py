@@ -1,13 +1,25 @@
 """What several test files need."""
 
+import contextlib
+import importlib
+import io
+import logging
 import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 from data_pipelines.transforms import Augmentation
+from hrnet_jax.models import VARIANTS, Variant
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+# Two branches until the end: a third of tiny's layers to trace and to compile. Commands know it by `-m tests.micro`.
+VARIANTS["micro"] = Variant(width=4, stem=4, bottlenecks=1, modules=(1, 0, 0), blocks=1)
+
+# Of all runs on several hosts: each starts two processes, which find the programs that others compiled.
+ON_HOSTS = {"log_every": 1, "model.group_size": 4, "optimizer.warmup_steps": 50}
 
 
 def pipeline_config(root):
@@ -42,14 +54,24 @@ def crops(height=64, width=64, codec="msra"):
     return create_codec({"name": codec, "input_size": (height, width)})
 
 
-def local_config(shared, name="coco_aic_merge", variants=""):
+def local_config(shared, name="coco_aic_merge", variant="micro"):
     """A recipe at laptop size on the real COCO and AIC images, evaluated with annotated boxes."""
     from hrnet_jax.config import load_config
 
-    config = load_config(f"{REPOSITORY}/configs/{name}.py:runlocal{variants}")
+    config = load_config(f"{REPOSITORY}/configs/{name}.py:runlocal")
+    config.model.variant = variant
     config.data.root = str(shared / "data")
     config.data.eval.boxes = ""
     return config
+
+
+def training(shared, workdir, overrides):
+    """What follows `python -m` to train as `local_config` says, with overrides of its keys."""
+    overrides = {"data.root": shared / "data", "data.eval.boxes": "", "model.variant": "micro", **overrides}
+    return [
+        *("tests.micro", "hrnet_jax.train", "--config", f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal"),
+        *("--workdir", str(workdir), *(f"--config.{key}={value}" for key, value in overrides.items())),
+    ]
 
 
 def run(*arguments, check=True, cwd=REPOSITORY, timeout=300, **environment):
@@ -65,3 +87,39 @@ def run(*arguments, check=True, cwd=REPOSITORY, timeout=300, **environment):
     if check and process.returncode != 0:
         raise AssertionError(f"{arguments} ended with {process.returncode}:\n{process.stdout}\n{process.stderr}")
     return process
+
+
+def mistake(module, *arguments):
+    """The one line of standard error that a command's `main` leaves, called in this process, when it ends with 1."""
+    out, error = io.StringIO(), io.StringIO()
+    main = importlib.import_module(module).main
+    with (
+        mock.patch.object(sys, "argv", [module, *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(error),
+        _logging_as_before(),
+    ):
+        try:
+            status = main()
+        except SystemExit as stop:
+            status = stop.code
+    assert status == 1, (status, error.getvalue())
+    (line,) = error.getvalue().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@contextlib.contextmanager
+def _logging_as_before():
+    """Commands set up the loggers of their process."""
+    handlers = list(logging.root.handlers)
+    levels = {
+        logger: logger.level
+        for logger in map(logging.getLogger, (None, "absl", "hrnet_jax", "data_pipelines", "eval", "__main__"))
+    }
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = handlers
+        for logger, level in levels.items():
+            logger.setLevel(level)

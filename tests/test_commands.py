@@ -11,7 +11,7 @@ import pytest
 
 from configs.common import VARIANTS
 from data_pipelines.synthetic import write_dataset
-from tests.helpers import REPOSITORY, run
+from tests.helpers import REPOSITORY, mistake, run
 
 # With a flag of each that the help must explain.
 COMMANDS = {
@@ -101,13 +101,16 @@ TRAIN = ("hrnet_jax.train", "--config", "configs/quickstart.py", "--workdir", "{
     ],
 )
 def test_mistakes_get_one_line_and_status_1(people, tmp_path, arguments, message):
-    arguments = [argument.format(people=people, tmp=tmp_path) for argument in arguments]
-    done = run(*arguments, check=False)
+    assert message in mistake(*(argument.format(people=people, tmp=tmp_path) for argument in arguments))
+
+
+def test_a_mistake_ends_the_process_as_it_ends_main(people, tmp_path):
+    arguments = [argument.format(people=people, tmp=tmp_path) for argument in TRAIN]
+    done = run(*arguments, "--config.batch_size=0", check=False)
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr + done.stdout
-    lines = [line for line in done.stderr.splitlines() if line]
-    assert len(lines) == 1, done.stderr
-    assert message in lines[0]
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: config.batch_size=0")
 
 
 def test_the_wheel_works_in_an_empty_environment_and_another_directory(people, tmp_path):

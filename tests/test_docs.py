@@ -108,8 +108,8 @@ def test_command_lines_are_understood(helps, page, command, arguments):
     if command == "hrnet_jax.launch" and arguments:
         arguments = launch.parse(arguments).arguments
         command = "hrnet_jax.train"
-    assert len(helps[command]) > 100
     known = flags_of(helps[command])
+    assert known, f"{command} --help lists no flags"
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and not name.startswith("--config."):

@@ -11,7 +11,7 @@ import pytest
 
 from hrnet_jax import launch
 from tests import gcs_server
-from tests.helpers import REPOSITORY
+from tests.helpers import ON_HOSTS, REPOSITORY
 
 PYTHON = "mkdir -p .venv/bin && ln -s {} .venv/bin/python"
 TRAINING = ["--", "--config", "configs/coco.py", "--workdir", "gs://bucket/run"]
@@ -256,7 +256,10 @@ def test_it_needs_none_of_the_packages_it_installs():
 def test_two_hosts_train_through_a_preemption(cloud, source, shared, tmp_path, monkeypatch):
     """The real training on two hosts, its work directory in a bucket: all that the hosts had is lost in between."""
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{REPOSITORY}" exec {sys.executable} "$@"\n')
+    # -m hrnet_jax.train becomes -m tests.micro hrnet_jax.train.
+    python.write_text(
+        f'#!/bin/sh\nshift\nPYTHONPATH="$PYTHONPATH:{REPOSITORY}" exec {sys.executable} -m tests.micro "$@"\n'
+    )
     python.chmod(0o755)
     (cloud / "preempt").write_text("step 8/")
     with gcs_server.serve() as server:
@@ -265,7 +268,13 @@ def test_two_hosts_train_through_a_preemption(cloud, source, shared, tmp_path, m
         monkeypatch.setenv("JAX_PLATFORMS", "cpu")
         monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
         training = ["--", "--config", "configs/coco_aic_merge.py:runlocal", "--workdir", "gs://bucket/run"]
-        overrides = {"data.root": shared / "data", "data.eval.boxes": "", "epochs": 3, "log_every": 1}
+        overrides = {
+            "data.root": shared / "data",
+            "data.eval.boxes": "",
+            "epochs": 5,
+            "model.variant": "micro",
+            **ON_HOSTS,
+        }
         training += [f"--config.{key}={value}" for key, value in overrides.items()]
         assert call("run", source, python, "--poll", "0.5", "--delete", *training, type="v5litepod-16") == 0
         objects = server.below("run/metrics/")
@@ -273,5 +282,5 @@ def test_two_hosts_train_through_a_preemption(cloud, source, shared, tmp_path, m
     assert verbs(cloud) == ["create", "scp", "delete", "create", "scp", "delete"]
     assert "finishing" in (log := (cloud / "log_of_the_preempted").read_text()) or "stopped at step" in log
     records = [json.loads(line) for name in sorted(objects) for line in objects[name].splitlines()]
-    assert [record["step"] for record in records if "loss" in record] == list(range(1, 19))
+    assert [record["step"] for record in records if "loss" in record] == list(range(1, 31))
     assert (cloud / "calls").read_text().count("setsid") == 2

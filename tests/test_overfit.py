@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
+import cv2
 import numpy as np
 import pytest
 
 from data_pipelines.keypoints import COCO
 from eval.coco import evaluate_results
+from hrnet_jax import draw
 from hrnet_jax.codecs import Udp
 from hrnet_jax.inference.evaluator import Evaluator
 from hrnet_jax.inference.steps import make_eval_step
@@ -36,8 +38,34 @@ def test_it_knows_its_people(overfitted, shared):
         shared / "data/coco_val4/annotations/person_keypoints_val2017.json", overfitted / "keypoints.json"
     )
     assert again["AP"] == pytest.approx(metrics["AP"], abs=1e-6)
-    assert (overfitted / "predictions.png").stat().st_size > 10_000
-    assert (overfitted / "curves.png").stat().st_size > 10_000
+
+
+def test_the_predictions_are_drawn_where_they_are(overfitted, trained, evaluator, tmp_path):
+    _, predictions = evaluator(trained.params, trained.stats)
+    instances = evaluator.data.instances
+    draw.contact_sheet(tmp_path / "bare.png", predictions, instances, COCO, threshold=np.inf)
+    drawn, bare = (
+        cv2.imread(str(path)).astype(int) for path in (overfitted / "predictions.png", tmp_path / "bare.png")
+    )
+    changed = np.abs(drawn - bare).sum(-1) > 30
+    assert 0.001 < changed.mean() < 0.2
+    images = sorted({prediction["image_id"] for prediction in predictions})
+    assert drawn.shape == (240, 240 * len(images), 3)
+    for prediction in predictions:
+        pixels = instances.open(int(np.flatnonzero(instances.image_id == prediction["image_id"])[0])).pixels()
+        points = np.round(prediction["keypoints"] * 240 / max(pixels.shape)).astype(int)
+        shown = (prediction["keypoint_scores"] > 0.2) & (points >= 0).all(-1) & (points < 240).all(-1)
+        x, y = points[shown].T
+        assert changed[y, x + 240 * images.index(prediction["image_id"])].all()
+
+
+def test_the_curves_are_drawn(overfitted):
+    picture = cv2.imread(str(overfitted / "curves.png")).astype(int)
+    coloured = np.ptp(picture, axis=-1) > 60
+    loss, evaluation = coloured[:, :500], coloured[:, 500:]
+    assert loss.any(0).sum() > 300  # lines from the left to the right
+    rows = np.flatnonzero(evaluation.any(1))
+    assert rows[0] < 60  # an AP of almost 1 is near the top
 
 
 def test_evaluation_repeats_from_the_checkpoint(trained, evaluator, overfitted):

@@ -3,6 +3,7 @@
 Weights and inputs follow golden/README.md: drawn by name and seed, so that no weights need to be stored.
 """
 
+import functools
 import json
 import zlib
 
@@ -19,7 +20,7 @@ from data_pipelines.keypoints import COCO
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.convert import load_torch_state_dict
 from hrnet_jax.inference.steps import MEAN, STD, make_eval_step, normalise, to_image
-from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict, unstack
+from hrnet_jax.models import FunctionalModel, abstract_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
 from hrnet_jax.training.step import learning_rate, make_train_step, new_state
 from tests.parity_table import record
@@ -40,13 +41,13 @@ def golden(shared):
     return shared / "reference/golden"
 
 
-def golden_model(config):
-    """A model with the golden weights of its parameters' names."""
-    model = create_model(config)
+def golden_weights(config):
+    """Parameters and statistics with the golden values of their names."""
+    model = abstract_model(config)
     params, stats = state_dict(model)
     shapes = {name: array.shape for name, array in {**params, **stats}.items()}
     load_torch_state_dict(model, {name: golden_array(name, shape) for name, shape in shapes.items()})
-    return model
+    return state_dict(model)
 
 
 def golden_array(name, shape):
@@ -85,27 +86,36 @@ def nchw(heatmaps):
     return np.asarray(heatmaps).transpose(0, 3, 1, 2)
 
 
+@functools.cache
+def forward(name, train=False, **changes):
+    """The compiled network: (params, stats, images) -> heatmaps, statistics.
+
+    With loops, a third to compile; tests/test_scan.py compares them with the network without.
+    """
+    network = FunctionalModel.of(abstract_model(MODELS[name], scan=True, **changes))
+    return jax.jit(lambda params, stats, images: network(params, stats, images, train=train))
+
+
 @pytest.fixture(scope="module")
 def w32():
-    """A golden model in inference mode, not to be changed."""
-    return golden_model(W32)
+    """The golden weights of W32."""
+    return golden_weights(W32)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_forward(golden, name):
+def test_forward(golden, w32, name):
     facts = json.loads((golden / f"forward_{name}.json").read_text())
     expected = np.load(golden / f"forward_{name}.npz")
     noise, _ = golden_input(facts["input_seed"], facts["batch"])
     np.testing.assert_array_equal(nchw(noise).ravel()[:8], expected["input_first8"])
-    model = golden_model(MODELS[name])
-    assert sum(array.size for array in state_dict(model)[0].values()) == facts["n_params"]
-    record(f"forward, {name}: heatmaps", difference(nchw(model(noise)), expected["heatmaps"]), 1e-5)
+    params, stats = w32 if name == "w32" else golden_weights(MODELS[name])
+    assert sum(array.size for array in params.values()) == facts["n_params"]
+    heatmaps, _ = forward(name)(params, stats, noise)
+    record(f"forward, {name}: heatmaps", difference(nchw(heatmaps), expected["heatmaps"]), 1e-5)
     if "heatmaps_train" not in expected:
         return
-    model.train()
-    heatmaps = model(noise)
+    heatmaps, stats = forward(name, train=True)(params, stats, noise)
     record(f"forward, {name}: heatmaps in training mode", difference(nchw(heatmaps), expected["heatmaps_train"]), 1e-4)
-    _, stats = state_dict(model)
     names = [key for key in expected if "running" in key]
     assert len(names) == 6
     for key in names:
@@ -114,17 +124,14 @@ def test_forward(golden, name):
 
 @pytest.fixture(scope="module")
 def training(golden, w32):
-    """Six steps of the real training step: their losses, and the states after each.
-
-    With loops, a third to compile; tests/test_scan.py compares them with the network without.
-    """
+    """Six steps of the real training step: their losses, and the states after each. With loops, as `forward`."""
     expected = np.load(golden / "train_step_w32.npz")
     optimizer = optax.adam(5e-4)
     with jax.default_matmul_precision("highest"):
         network = FunctionalModel.of(abstract_model(W32, scan=True))
         step = make_train_step(network, create_codec(MSRA), optimizer, 1)
         # The step donates its state.
-        params, stats = jax.tree.map(jnp.copy, state_dict(w32))
+        params, stats = jax.tree.map(jnp.copy, w32)
         state = jax.jit(network.stack)(new_state(params, stats, optimizer, 0.0))
         batch = {
             "image": golden_input(0, 2)[1],
@@ -175,7 +182,7 @@ def test_whole_prediction(golden, w32):
     codec = create_codec(MSRA)
     network = FunctionalModel.of(abstract_model(W32, folded=True))
     step = make_eval_step(network, codec, COCO.flip_indices, flip_test=True)
-    keypoints, scores = step(fold(*state_dict(w32)), {}, golden_input(3, 2)[1])
+    keypoints, scores = step(fold(*w32), {}, golden_input(3, 2)[1])
     in_image = to_image(np.asarray(keypoints), expected["input_center"], expected["input_scale"], codec)
     record("whole prediction: keypoints", np.abs(in_image - expected["keypoints_shift"]).max(), 1e-2, " px")
     record("whole prediction: scores", difference(scores, expected["scores_shift"]), 1e-5)
@@ -185,7 +192,7 @@ def test_flip_test_with_and_without_shift(golden, w32):
     expected = np.load(golden / "predict_w32.npz")
     codec = create_codec(MSRA)
     noise, _ = golden_input(3, 2)
-    heatmaps, mirrored = w32(noise), w32(noise[:, :, ::-1])
+    (heatmaps, _), (mirrored, _) = (forward("w32")(*w32, images) for images in (noise, noise[:, :, ::-1]))
     for name, flipping in (("shift", codec), ("noshift", create_codec({**MSRA, "name": "udp"}))):
         merged = (heatmaps + flipping.flip_back(mirrored, COCO.flip_indices)) * 0.5
         record("flip test: merged heatmaps", difference(nchw(merged), expected[f"heatmaps_{name}"]), 1e-5)
@@ -195,16 +202,17 @@ def test_flip_test_with_and_without_shift(golden, w32):
         record("flip test: scores", difference(scores, expected[f"scores_{name}"]), 1e-5)
 
 
-def test_bfloat16(golden):
+def test_bfloat16(w32):
     """Heatmaps, keypoints with a clear peak, and statistics of bfloat16 compute against float32."""
     codec = create_codec(MSRA)
-    exact, rough = golden_model(W32), golden_model({**W32, "dtype": "bfloat16"})
-    assert {str(array.dtype) for array in state_dict(rough)[0].values()} == {"float32"}
+    config = {"dtype": "bfloat16"}
+    assert {str(array.dtype) for array in state_dict(abstract_model(W32, **config))[0].values()} == {"float32"}
     within = []
     for seed in range(2):
         noise, _ = golden_input(seed, 8)
-        ours, reference = rough(noise), exact(noise)
+        (ours, stats), (reference, _) = (forward("w32", **each)(*w32, noise) for each in (config, {}))
         assert ours.dtype == np.float32
+        assert {str(array.dtype) for array in stats.values()} == {"float32"}
         record("bfloat16: heatmaps", difference(ours, reference), 2e-2)
         error = np.sqrt(np.mean(np.square(ours - reference)))
         peaks = np.sort(np.asarray(reference).reshape(8, -1, len(COCO)), axis=1)
@@ -215,16 +223,10 @@ def test_bfloat16(golden):
     assert len(within) > 50
     record("bfloat16: share of keypoints with a clear peak that move more than 1 px", 1 - within.mean(), 0.05)
 
-    for model in (exact, rough):
-        model.train()
-        model(noise[:4])
-    ours, reference = state_dict(rough)[1], state_dict(exact)[1]
+    ours, reference = (forward("w32", train=True, **each)(*w32, noise[:4])[1] for each in (config, {}))
     assert {str(array.dtype) for array in ours.values()} == {"float32"}
     means = [difference(ours[name], reference[name]) for name in ours]
     record("bfloat16: running statistics after a step", max(means), 2e-2)
-    rough.eval()
-    rough(noise[:1])
-    assert {str(array.dtype) for array in state_dict(rough)[1].values()} == {"float32"}
 
 
 def test_learning_rate(golden):

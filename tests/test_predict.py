@@ -29,7 +29,7 @@ from hrnet_jax.models import abstract_model, initial_arrays, state_dict
 from hrnet_jax.predict import Look, predict
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import save_folder
-from tests.helpers import REPOSITORY, run
+from tests.helpers import REPOSITORY, mistake, run
 
 ANNOTATIONS = "coco/annotations/person_keypoints_val2017.json"
 IMAGES = "coco/val2017"
@@ -554,12 +554,7 @@ def test_mistakes_get_one_line_and_status_1(folder, people, tmp_path, arguments,
     write(tmp_path / "boxes.json", {"other.jpg": [BOX]})
     (tmp_path / "broken.jpg").write_bytes(b"none")
     arguments = [argument.format(tmp=tmp_path, images=people / IMAGES) for argument in arguments]
-    command = ("hrnet_jax.predict", "--checkpoint", folder, "--output", tmp_path / "o", *arguments)
-    done = run(*command, check=False)
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line]
-    assert len(lines) == 1, done.stderr
-    assert message in lines[0]
+    assert message in mistake("hrnet_jax.predict", "--checkpoint", folder, "--output", tmp_path / "o", *arguments)
     assert not pathlib.Path(tmp_path / "o/predictions.json").exists()
 
 

@@ -18,17 +18,14 @@ from hrnet_jax.train import train
 from hrnet_jax.training import metrics
 from hrnet_jax.weights import checkpoint
 from tests import gcs_server
-from tests.helpers import REPOSITORY, local_config, run
+from tests.helpers import REPOSITORY, local_config, run, training
 
 WORKDIR = "gs://bucket/runs/a"
 EPOCHS = 4  # of six steps, each saved
 
 
-def arguments(shared, workdir, *more):
-    return [
-        *("hrnet_jax.train", "--config", f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal", "--workdir", str(workdir)),
-        *(f"--config.data.root={shared / 'data'}", "--config.data.eval.boxes=", f"--config.epochs={EPOCHS}", *more),
-    ]
+def arguments(shared, workdir, **more):
+    return training(shared, workdir, {"epochs": EPOCHS, **more})
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +33,7 @@ def bucket(tmp_path_factory):
     """A server, and the environment that leads to it."""
     with gcs_server.serve() as server:
         cache = tmp_path_factory.mktemp("home_cache")
-        yield server, {**server.environment(), "XDG_CACHE_HOME": str(cache), "JAX_NUM_CPU_DEVICES": "2"}
+        yield server, {**server.environment(), "XDG_CACHE_HOME": str(cache)}
 
 
 def killed_after_step(step, server, environment, command):
@@ -87,7 +84,9 @@ def in_bucket(shared, bucket):
     """The same run in a bucket: killed, its newest checkpoint damaged, and continued; what it printed."""
     server, environment = bucket
     command = arguments(shared, WORKDIR)
-    environment = {**environment, "JAX_COMPILATION_CACHE_DIR": ""}  # but in the work directory
+    # The programs of a second and more, as for users, and in the work directory.
+    own_cache = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1"}
+    environment = {**environment, **own_cache}
     killed_after_step(12, server, environment, command)
     newest = max(int(name.split("/")[0]) for name in server.below("runs/a/checkpoints/") if name[0].isdigit())
     whole = f"runs/a/checkpoints/{newest}/commit_success.txt" in server.objects
@@ -127,7 +126,9 @@ def test_metrics_in_a_bucket_have_no_gaps_and_no_doubles(in_bucket, on_disk, buc
 
 def test_evaluation_reads_from_and_writes_to_a_bucket(in_bucket, bucket):
     server, environment = bucket
-    output = run("hrnet_jax.evaluate", "--checkpoint", WORKDIR, "--output", f"{WORKDIR}/val", **environment).stdout
+    output = run(
+        "tests.micro", "hrnet_jax.evaluate", "--checkpoint", WORKDIR, "--output", f"{WORKDIR}/val", **environment
+    ).stdout
     assert f"{WORKDIR}, step 24" in output
     results = server.below("runs/a/val/")
     assert set(results) == {"keypoints.json", "metrics.json", "predictions.png"}
@@ -142,7 +143,7 @@ def test_evaluation_reads_from_and_writes_to_a_bucket(in_bucket, bucket):
     ],
 )
 def test_a_bucket_that_cannot_be_used_gets_one_line(shared, in_bucket, bucket, workdir, message):
-    command = arguments(shared, workdir, "--config.batch_size=8")
+    command = arguments(shared, workdir, batch_size=8)
     finished = run(*command, check=False, **bucket[1])
     assert finished.returncode == 1
     assert message in finished.stderr

@@ -29,7 +29,7 @@ from hrnet_jax.training.identity import continued
 from hrnet_jax.training.lease import Lease
 from hrnet_jax.weights import backbone, checkpoint
 from hrnet_jax.weights.checkpoint import Checkpoints, best_step
-from tests.helpers import REPOSITORY, local_config, run
+from tests.helpers import REPOSITORY, local_config, run, training
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_readers_change_nothing(workdir, tmp_path):
 
 def test_readers_work_where_they_may_not_write(workdir):
     modes = [(path, path.stat().st_mode) for path in [workdir, *workdir.rglob("*")]]
-    code = "import sys; from hrnet_jax.weights import checkpoint; print(checkpoint.load(sys.argv[1]).origin)"
+    code = "import sys, tests.helpers; from hrnet_jax.weights.checkpoint import load; print(load(sys.argv[1]).origin)"
     try:
         for path, _ in modes:
             path.chmod(0o555 if path.is_dir() else 0o444)
@@ -403,7 +403,6 @@ def test_every_start_is_recorded(shared, trained, workdir):
     assert start["outcome"] == "done"
     assert start["start"] < start["end"]
     assert start["versions"]["jax"] == jax.__version__
-    assert start["process"] == os.getpid()
     assert start["devices"] == "2 x cpu"
     assert start["data"]["sources"]["coco"]["people"] == 86
     config = local_config(shared)
@@ -412,18 +411,14 @@ def test_every_start_is_recorded(shared, trained, workdir):
         train(config, workdir)
     first, second = record.read_starts(workdir)
     assert first == start
+    assert second["process"] == os.getpid()
     assert second["outcome"].startswith("InputError: nowhere/")
     assert len(list((workdir / "logs").iterdir())) == 2
 
 
 def test_the_log_holds_what_the_console_showed(shared, tmp_path):
-    arguments = [
-        *("hrnet_jax.train", "--config", f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal", "--config.epochs=1"),
-        *(f"--config.data.root={shared / 'data'}", "--config.data.eval.boxes=", "--workdir", tmp_path / "run"),
-    ]
-    output = run(*arguments).stdout
-    first = output.splitlines()[0]
-    assert first == f"1 x cpu, jax {jax.__version__}, compute in float32" or first.startswith("2 x cpu, jax")
+    output = run(*training(shared, tmp_path / "run", {"epochs": 1})).stdout
+    assert output.splitlines()[0] == f"2 x cpu, jax {jax.__version__}, compute in float32"
     assert "the backbone starts at random; the published AP take one that was trained on ImageNet" in output
     (log,) = (tmp_path / "run/logs").iterdir()
     logged = [line[20:] if line[:2] == "20" else line for line in log.read_text().splitlines()]
