@@ -94,6 +94,7 @@ def mistake(module, *arguments):
     out, error = io.StringIO(), io.StringIO()
     main = importlib.import_module(module).main
     with (
+        contextlib.chdir(REPOSITORY),
         mock.patch.object(sys, "argv", [module, *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(error),
