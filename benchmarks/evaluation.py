@@ -25,6 +25,7 @@ from eval import coco
 from eval.records import Annotations, Predictions
 
 IMAGES, PEOPLE, PREDICTIONS = 5_000, 11_004, 104_125
+SELECTION = {"nms": "oks_nms", "nms_threshold": 0.9, "score_mode": "bbox_keypoint", "keypoint_threshold": 0.2}
 
 
 def synthetic(images=IMAGES, people=PEOPLE, predictions=PREDICTIONS, seed=0):
@@ -102,14 +103,13 @@ def ours_by_part(annotations, predictions):
     """Seconds of the parts of eval.coco.evaluate."""
     seconds = {}
     with timed(seconds, "read predictions"):
-        table = Predictions.read(predictions, JOINTS)
+        table = Predictions.from_records(predictions, JOINTS)
     with timed(seconds, "instance scores and OKS-NMS"):
-        kept, scores = coco._select(table, JOINTS, "oks_nms", 0.9, "bbox_keypoint", 0.2)
+        kept = coco.select(table, JOINTS, **SELECTION)
     with timed(seconds, "read annotations"):
-        detections = table.chosen(kept, scores)
-        truth = Annotations.read(annotations, JOINTS, True, detections)
+        truth = Annotations.read(annotations, JOINTS, True, kept)
     with timed(seconds, "measure"):
-        coco._measure(truth, detections, JOINTS)
+        coco.measure(truth, kept, JOINTS)
     return seconds
 
 
@@ -127,7 +127,7 @@ def main():
     arguments = parser.parse_args()
 
     annotations, predictions = synthetic()
-    kept = coco.select(predictions, keypoint_set="coco")
+    kept = coco.select(Predictions.from_records(predictions, JOINTS), JOINTS, **SELECTION)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = annotations
@@ -138,7 +138,7 @@ def main():
         with timed(seconds, "ours"):
             metrics = coco.evaluate(annotations, predictions, keypoint_set="coco")
         # loadRes writes into the results, so each round gets its own.
-        parts, expected = pycocotools_alone(truth, coco.to_coco_results(kept))
+        parts, expected = pycocotools_alone(truth, kept.to_results())
         deviation = max(abs(metrics[name] - value) for name, value in zip(coco.METRICS, expected, strict=True))
         assert deviation < 1e-9, f"the numbers differ from pycocotools' by {deviation}"
         seconds["pycocotools"] = sum(parts.values())

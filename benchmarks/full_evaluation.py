@@ -81,8 +81,7 @@ def evaluate(root: pathlib.Path, output: pathlib.Path) -> dict[str, float]:
     metrics, predictions = result
     if is_main_host():
         output.mkdir(parents=True, exist_ok=True)
-        kept = [(prediction, prediction["score"]) for prediction in predictions]
-        coco_eval.write_results(output / "keypoints.json", coco_eval.to_coco_results(kept))
+        coco_eval.write_results(output / "keypoints.json", predictions.to_results())
     seconds = {"load": loaded, "keypoints": metrics["seconds_keypoints"], "AP": metrics["seconds_AP"]}
     return {**seconds, "all": time.monotonic() - start, "images": metrics["images"], "boxes": metrics["instances"]}
 

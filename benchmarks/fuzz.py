@@ -34,10 +34,11 @@ from absl import flags
 
 from benchmarks import fuzz_inputs as inputs
 from benchmarks.fuzz_workshop import CONFIG, Workshop
-from data_pipelines.annotations import coco_annotations, load_detections, load_instances
+from data_pipelines.annotations import load_detections, load_instances
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import AIC, COCO
 from eval import coco
+from eval.records import Annotations
 from hrnet_jax import cli
 from hrnet_jax import config as config_lib
 from hrnet_jax.inference.boxes import read_boxes
@@ -130,7 +131,7 @@ def annotation_file(rng: Rng, shop: Workshop) -> Any:
         return load_instances(path, shop.images, COCO)
     if layout == 1:
         path = shop.damaged(rng, shop.aic_annotations, as_json=True)
-        return load_instances(path, shop.aic_images, AIC), coco_annotations(path, AIC)
+        return load_instances(path, shop.aic_images, AIC), Annotations.read(path, AIC, use_area=False)
     path = shop.damaged(rng, shop.detections, as_json=True)
     return load_detections(path, shop.annotations, shop.images, COCO)
 

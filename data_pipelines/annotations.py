@@ -1,8 +1,7 @@
-"""Annotation files -> instances: one row a person, in columns.
+"""Reads annotation files and detector boxes into `Instances`.
 
-Three formats are told apart by their content: COCO keypoint annotations (an object), AI Challenger's own files (a
-list of images with `human_annotations`), and AIC converted to COCO style (an object, with AIC's 14 keypoints).
-What is dropped, and how boxes are clipped, follows MMPose 1.3.2's CocoDataset.
+The format follows from the content: COCO keypoint annotations (an object) or AI Challenger's own files (a list of
+images with `human_annotations`). The rules for dropping people follow MMPose 1.3.2's CocoDataset.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from data_pipelines.coco_files import PERSON, AnnotationFile, People, read_results
+from data_pipelines.coco_files import PERSON, AnnotationFile, People, no_keypoints, read_results
 from data_pipelines.errors import InputError, brief
 from data_pipelines.images import ImageFiles
 from data_pipelines.instances import FORMAT_VERSION, Instances, read_index, write_index
-from data_pipelines.json_files import stream_json
 from data_pipelines.keypoints import KeypointSet
 
 logger = logging.getLogger(__name__)
@@ -33,22 +30,28 @@ logger = logging.getLogger(__name__)
 def load_instances(annotations: str | os.PathLike, images: str | os.PathLike, keypoints: KeypointSet) -> Instances:
     """Reads an annotation file and checks every record of it.
 
-    Dropped, with a count in the log: people without labelled keypoints, crowds, boxes without area.
+    People without labelled keypoints, crowds and boxes without area are dropped; the log gives their numbers.
 
     Args:
-      annotations: a COCO keypoint file, AIC's own file, or AIC converted to COCO style.
+      annotations: a COCO keypoint file (for example AIC converted to it) or AIC's own file.
       images: the folder of its images.
-      keypoints: the set that the file annotates.
+      keypoints: the keypoint set of the annotations.
 
     Raises:
-      InputError: the file is missing, is not JSON, is of no known format, has a wrong number of keypoints, numbers
-        that are not finite, image ids that it does not list, or nothing that is left; or the folder is missing.
+      InputError: the file is missing, is not JSON or has an unknown format; a record has a wrong number of keypoints,
+        a number that is not finite, or an image id that the file does not list; no person is left; or the image folder
+        is missing.
     """
     annotations, images = pathlib.Path(annotations), pathlib.Path(images)
     if not images.is_dir() and annotations.exists():
         raise InputError(f"{images}: no such folder; it should hold the images of {annotations}")
     file, dropped = AnnotationFile(annotations), collections.Counter[str]()
-    kept = [_kept(people, keypoints, dropped) for people in file.people()]
+    kept, annotated = [], False
+    for people in file.people():
+        kept.append(_kept(people, keypoints, dropped))
+        annotated |= bool(people.annotated().any())
+    if not annotated:
+        raise no_keypoints(str(annotations), keypoints)
     image_ids, ids, boxes, points = (np.concatenate(column) for column in zip(*kept, strict=True))
     instances = _instances(annotations, images, file.names(), image_ids, ids, boxes, points, dropped)
     if not len(instances):
@@ -64,9 +67,9 @@ def load_instances(annotations: str | os.PathLike, images: str | os.PathLike, ke
 def cached_instances(
     cache_dir: str | os.PathLike, annotations: str | os.PathLike, images: str | os.PathLike, keypoints: KeypointSet
 ) -> Instances:
-    """`load_instances`, memory-mapped from a cache that is filled the first time; no cache when its name is empty.
+    """`load_instances`, memory-mapped from a cache that the first call fills; an empty `cache_dir` means no cache.
 
-    An annotation file is known again by its path, size and time of change.
+    The cache identifies an annotation file by path, size and modification time.
     """
     annotations, images = pathlib.Path(annotations), pathlib.Path(images)
     if not cache_dir or not annotations.is_file() or not images.is_dir():
@@ -79,7 +82,7 @@ def cached_instances(
         try:
             return read_index(folder, ImageFiles(str(images)))
         except (ValueError, OSError, TypeError, LookupError) as error:
-            logger.warning("%s: damaged (%s); %s is read again", folder, brief(str(error)), annotations)
+            logger.warning("%s: damaged (%s); reading %s again", folder, brief(str(error)), annotations)
             shutil.rmtree(folder, ignore_errors=True)
     instances = load_instances(annotations, images, keypoints)
     try:
@@ -96,14 +99,14 @@ def load_detections(
     """Reads a detector's boxes on the images of an annotation file.
 
     Args:
-      path: JSON list of `image_id`, `bbox` (xywh), `score`, `category_id`; boxes of other categories than 1 are left
-        out. None is dropped by its score, as in the reference.
-      annotations: the file that lists the images, of any format that `load_instances` takes.
-      images: the folder of the images; None when they are elsewhere (see `Instances.on_images_of`).
-      keypoints: the set to give the instances, all unlabelled.
+      path: JSON list of `image_id`, `bbox` (xywh), `score`, `category_id`. Boxes of categories other than 1 are left
+        out; the score is not a reason, as in MMPose.
+      annotations: the file that lists the images, of any format that `load_instances` accepts.
+      images: the folder of the images; None if they are not files (see `Instances.on_images_of`).
+      keypoints: the keypoint set of the instances, whose keypoints are all unlabelled.
 
     Raises:
-      InputError: as `load_instances`; also for a box without area.
+      InputError: like `load_instances`; also for a box without area.
     """
     path, annotations, folder = pathlib.Path(path), pathlib.Path(annotations), pathlib.Path(images or "")
     file = AnnotationFile(annotations)
@@ -126,42 +129,10 @@ def load_detections(
     return dataclasses.replace(people, box_score=scores, detected=True)
 
 
-def coco_annotations(annotations: str | os.PathLike, keypoints: KeypointSet) -> pathlib.Path | dict[str, Any]:
-    """What `eval.coco.evaluate` takes for an annotation file that `load_instances` takes.
-
-    Returns:
-      The path itself of a COCO file; the content of an AI Challenger file in COCO's format, with the image and
-      instance ids of `load_instances` and everybody whom the file annotates. It has no areas (`use_area=False`).
-
-    Raises:
-      InputError: as `load_instances`, of an AI Challenger file.
-    """
-    file = AnnotationFile(pathlib.Path(annotations))
-    if next(stream_json(annotations), ("", None))[0]:
-        return pathlib.Path(annotations)
-    people = [
-        {
-            "id": number,
-            "image_id": image_id,
-            "category_id": PERSON,
-            "bbox": [*box[:2].tolist(), *np.maximum(box[2:], 0).tolist()],
-            "keypoints": points.ravel().tolist(),
-            "num_keypoints": int((points[:, 2] > 0).sum()),
-            "iscrowd": 0,
-        }
-        for chunk in file.people()
-        for number, image_id, box, points in zip(*_columns(chunk, keypoints), strict=True)
-    ]
-    return {
-        "images": [{"id": image_id, "file_name": name} for image_id, name in file.names().items()],
-        "categories": [{"id": PERSON, "name": "person"}],
-        "annotations": people,
-    }
-
-
 def _kept(people: People, keypoints: KeypointSet, dropped: collections.Counter[str]) -> tuple[np.ndarray, ...]:
-    """Image ids, ids, boxes and keypoints of those who are not dropped; counts the others by reason."""
-    ids, image_ids, boxes, points = _columns(people, keypoints)
+    """Image ids, ids, boxes and keypoints of the people to keep; counts the others by reason."""
+    points = people.keypoints(keypoints).astype(np.float32)
+    ids, image_ids, boxes = people.ids(), people.image_ids(), people.boxes().astype(np.float32)
     labelled = people.integers("num_keypoints", (points[..., 2] > 0).sum(1))
     kept = np.ones(len(people), bool)
     for reason, applies in {
@@ -174,13 +145,6 @@ def _kept(people: People, keypoints: KeypointSet, dropped: collections.Counter[s
     return image_ids[kept], ids[kept], boxes[kept], points[kept]
 
 
-def _columns(people: People, keypoints: KeypointSet) -> tuple[np.ndarray, ...]:
-    """Ids, image ids, boxes and keypoints."""
-    columns = people.keypoints(keypoints), people.boxes()
-    points, boxes = (column.astype(np.float32) for column in columns)
-    return people.ids(), people.image_ids(), boxes, points
-
-
 def _instances(
     path: pathlib.Path,
     images: pathlib.Path,
@@ -191,7 +155,7 @@ def _instances(
     points: np.ndarray,
     dropped: Mapping[str, int],
 ) -> Instances:
-    numbers: dict[str, int] = {}  # of the files, in order of first use
+    numbers: dict[str, int] = {}  # by file name, in order of first use
     file_index = [numbers.setdefault(names[image_id], len(numbers)) for image_id in image_ids.tolist()]
     return Instances(
         name=path.stem,

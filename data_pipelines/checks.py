@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,8 +71,9 @@ class Records:
         return part
 
     def has(self, key: str) -> Bool[np.ndarray, " n"]:
-        """Which of them have a field that is not null."""
-        return np.array([item.get(key) is not None for item in self.items], bool)
+        """Which of them have a field that is neither null nor an empty list."""
+        values = [item.get(key) for item in self.items]
+        return np.array([not (v is None or (isinstance(v, Sized) and len(v) == 0)) for v in values], bool)
 
     def values(self, key: str, expected: str, default: float | None = None) -> list[Any]:
         """A field, which all must have if there is no default."""
@@ -141,6 +142,26 @@ class Records:
             found, needed = ("x".join(map(str, sizes)) for sizes in (row.shape, shape))
             raise InputError(f"{self.where(i)}: {key!r} has {found} numbers, not {needed}: {expected}")
         return row
+
+
+def check_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:
+    """Returns boxes, xywh in pixels. Raises InputError, which names `name` and the box, if one cannot be used."""
+    array = as_numbers(boxes)
+    if array is None:
+        raise InputError(f"{name}: boxes must be a table of numbers with four columns, xywh")
+    if not array.size:
+        return np.zeros((0, 4), np.float32)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise InputError(f"{name}: boxes have the shape {list(array.shape)}; it must be [N, 4], xywh")
+    for number, box in enumerate(array):
+        where = f"{name}: box {number}: {box.tolist()} (xywh)"
+        if not np.isfinite(box).all():
+            raise InputError(f"{where} is not finite")
+        if min(box[2:]) <= 0:
+            raise InputError(f"{where} has no area")
+        if max(abs(box)) > FARTHEST:
+            raise InputError(f"{where} lies outside any image")
+    return array.astype(np.float32)
 
 
 def check_name(where: str, name: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files of people in COCO's format and in AI Challenger's own, read piece by piece and checked record by record."""
+"""Annotation and result files in the formats of COCO and AI Challenger: streamed, and checked record by record."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PERSON = 1  # COCO's category
 
 Path = str | os.PathLike[str]
 
-# AIC's file says 1 visible, 2 occluded, 3 absent; COCO says 2, 1, 0.
+# AI Challenger: 1 visible, 2 occluded, 3 absent; COCO: 2, 1, 0.
 _AIC_VISIBILITY = np.array([0, 2, 1, 0], np.float64)
 
-# What is kept of a person's record; polygons would take ten times the memory.
+# The fields that are kept of a person's record; polygons would take ten times the memory.
 _FIELDS = ("id", "image_id", "category_id", "bbox", "area", "keypoints", "num_keypoints", "iscrowd")
 
-# People whose records are in memory together.
+# Number of people whose records are in memory together.
 _CHUNK = 1024
 
 
 class People(Records):
-    """Annotated people, records of COCO's layout or of AI Challenger's (`native`)."""
+    """Records of annotated people, of COCO's format or AI Challenger's (`native`)."""
 
     def __init__(self, items: Sequence[Any], file: AnnotationFile, start: int):
         self.file, self.native = file, file.native
@@ -37,11 +37,11 @@ class People(Records):
         self.points_key = "keypoint_annotations" if self.native else "keypoints"
 
     def ids(self) -> Int[np.ndarray, " n"]:
-        """Their ids, or positions in the file where there are none."""
+        """Ids; positions in the file where there are none."""
         return self.integers("id", self.positions)
 
     def image_ids(self) -> Int[np.ndarray, " n"]:
-        """The ids of their images. Raises InputError when the file does not list one."""
+        """The ids of their images. Raises InputError if the file does not list one."""
         ids = self.integers("image_id")
         for i, number in enumerate(ids.tolist()):
             if number not in self.file.images:
@@ -49,7 +49,7 @@ class People(Records):
         return ids
 
     def annotated(self) -> Bool[np.ndarray, " n"]:
-        """Who has keypoints, labelled or not."""
+        """Which have keypoints, labelled or not."""
         return self.has(self.points_key)
 
     def boxes(self) -> Float[np.ndarray, "n 4"]:
@@ -57,14 +57,22 @@ class People(Records):
         if not self.native:
             return super().boxes()
         boxes = self.numbers("human_annotations", (4,), "the box's left, top, right and bottom in pixels", FARTHEST)
-        boxes[:, 2:] -= boxes[:, :2]
+        boxes[:, 2:] = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
         return boxes
 
+    def areas(self) -> Float[np.ndarray, " n"]:
+        """Areas in square pixels; NaN where there is none."""
+        areas, known = np.full(len(self), np.nan), self.has("area")
+        areas[known] = self.chosen(known).numbers("area", (), "a number")
+        return areas
+
     def keypoints(self, joints: KeypointSet) -> Float[np.ndarray, "n k 3"]:
-        """x and y in image pixels, and COCO's visibility."""
-        expected = f"x, y and visibility of the {len(joints)} keypoints of set {joints.name!r}"
-        if not self.native:
-            expected += " (person_keypoints_*.json has them, instances_*.json has not)"
+        """x and y in image pixels, and COCO's visibility; zeros, i.e. unlabelled, for people without keypoints."""
+        if not (annotated := self.annotated()).all():
+            points = np.zeros((len(self), len(joints), 3))
+            points[annotated] = self.chosen(annotated).keypoints(joints)
+            return points
+        expected = _expected(joints)
         points = self.numbers(self.points_key, (3 * len(joints),), expected, FARTHEST).reshape(-1, len(joints), 3)
         shown = points[..., 2]
         known = np.isin(shown, (0, 1, 2, 3) if self.native else (0, 1, 2))
@@ -85,15 +93,15 @@ class People(Records):
 
 
 class AnnotationFile:
-    """An annotation file of either layout, or its content.
+    """An annotation file of either format, or the content of a COCO file.
 
-    What it lists is known once it has been read: by `people`, or by `read_images` alone.
+    Its attributes are complete after `people` was exhausted; after `read_images`, only the images are.
 
     Attributes:
-      name: the file's, for errors.
-      images: the images' file names by id, unchecked; the id is the position in AI Challenger's files.
-      native: whether it has AI Challenger's own layout.
-      lists: which of COCO's lists it has.
+      name: of the file, for messages.
+      images: unchecked file names by image id, which in AI Challenger's format is the position in the file.
+      native: whether it has AI Challenger's own format.
+      lists: the names of the lists in a COCO file.
     """
 
     def __init__(self, source: Path | Mapping[str, Any]):
@@ -105,7 +113,10 @@ class AnnotationFile:
         self.lists: set[str] = set()
 
     def people(self) -> Iterator[People]:
-        """Everybody in the file's order, some thousands at a time; the images are known from the first on."""
+        """Yields all people in the order of the file, about a thousand at a time; `images` is complete from the start.
+
+        Raises InputError if the file has no images, or two images with one id.
+        """
         self.images, self._categories = {}, []
         batch: list[Any] = []
         count = 0
@@ -127,14 +138,14 @@ class AnnotationFile:
             yield People(batch, self, count)
 
     def read_images(self) -> None:
-        """Reads the images only."""
+        """Reads only the images; raises InputError as `people` does."""
         self.images = {}
         for key, piece in self._pieces():
             self._take_image(key, piece)
         self.require("images")
 
     def require(self, key: str) -> None:
-        """Raises InputError when the file has no such list, or no images in it."""
+        """Raises InputError if a COCO file lacks this list, or any file lists no image."""
         if not self.images if key == "images" else not self.native and key not in self.lists:
             raise InputError(
                 f"{self.name}: not a COCO annotation file: it has no list {key!r}; nor AI Challenger's, which is a "
@@ -142,12 +153,12 @@ class AnnotationFile:
             )
 
     def names(self) -> dict[int, str]:
-        """The images' file names by id. Raises InputError when one is none."""
+        """The images' file names by id. Raises InputError if one is not a file name."""
         where = "entry {}: image_id" if self.native else "image {}: file_name"
         return {i: check_name(f"{self.name}: {where.format(i)}", name) for i, name in self.images.items()}
 
     def categories(self) -> list[int]:
-        """The ids of its categories. Raises InputError when one has none."""
+        """The ids of the listed categories. Raises InputError if one has none."""
         return [PERSON] if self.native else Records(self._categories, self._naming("category")).integers("id").tolist()
 
     def _pieces(self) -> Iterator[tuple[str, Any]]:
@@ -165,7 +176,12 @@ class AnnotationFile:
             image_id = piece.get("id") if isinstance(piece, dict) else None
             if type(image_id) is not int or abs(image_id) >= 2**63:
                 image_id = Records([piece], self._naming("image"), number).integers("id").tolist()[0]
-            self.images[image_id] = piece.get("file_name")
+            name = piece.get("file_name")
+            if (other := self.images.setdefault(image_id, name)) != name:
+                raise InputError(
+                    f"{self.name}: images {brief(other)} and {brief(name)} both have id {image_id}; give each its own "
+                    "id, also in the annotations"
+                )
         elif key == "":
             needed = ("human_annotations", "keypoint_annotations")
             if not isinstance(piece, dict) or not all(isinstance(piece.get(k), dict) for k in needed):
@@ -192,16 +208,31 @@ class AnnotationFile:
             }
 
 
+def no_keypoints(name: str, joints: KeypointSet) -> InputError:
+    """The error for a file that annotates no keypoints."""
+    return InputError(f"{name}: no annotation has keypoints; expected {_expected(joints)}")
+
+
 def is_aic(key: str, piece: Any) -> bool:
     """Whether a piece of a JSON file is AI Challenger's annotation of an image."""
     return key == "" and isinstance(piece, dict) and "human_annotations" in piece
 
 
 def read_results(source: Path | Sequence[Any], kind: str = "record") -> Records:
-    """Reads a list of detections, boxes or keypoints; a file or its content. Errors call one `kind` and its number."""
+    """Reads a list of detections with boxes or keypoints, a file or its content.
+
+    Messages call a record `kind` and its number. Raises InputError if it is not such a list.
+    """
     name, items = "results", source
     if isinstance(source, str | os.PathLike):
         name, items = str(source), read_json(source)
     if not isinstance(items, Sequence) or isinstance(items, str | bytes):
         raise InputError(f"{name}: not a COCO results file, which is a list of detections")
     return Records(items, lambda i, _: f"{name}: {kind} {i}")
+
+
+def _expected(joints: KeypointSet) -> str:
+    return (
+        f"x, y and visibility of the {len(joints)} keypoints of set {joints.name!r} (person_keypoints_*.json has them, "
+        "instances_*.json has not)"
+    )

@@ -1,17 +1,17 @@
-"""What kinds of mistakes keypoints are: good, jitter, inversion, swap or miss.
+"""Classifies predicted keypoints: good, jitter, inversion, swap or miss.
 
 After Ronchi & Perona, "Benchmarking and Error Diagnosis in Multi-Instance Pose Estimation", ICCV 2017
-(arXiv:1707.05388), and the rule of the authors' code where the paper leaves a choice: of all places that a keypoint
-may have been meant for, the most similar one decides.
+(arXiv:1707.05388). Where the paper leaves a choice, the rule is that of the authors' code: the candidate place with the
+highest similarity decides.
 
-The similarity of a keypoint to a place is one term of OKS, exp(-d^2 / (2 area (2 sigma)^2)), 1 on the spot, with the
-sigma of the keypoint and the area of whoever the place belongs to. The places are the labelled ones of the keypoint
-and of its mirror image (left for right), of all people in the image. With the most similar one at s,
+The candidate places of a keypoint are the labelled places of the same keypoint and of its mirror image (left for right)
+of all people in the image. The similarity to a place is the keypoint's term of OKS, exp(-d^2 / (2 area (2 sigma)^2)),
+with the keypoint's sigma and the area of the place's person. With s the highest similarity:
 
-    s < 0.5                                       miss
-    its own place of its own person, s < 0.85     jitter; from there on good
-    its own person's other side                   inversion
-    another person's, either side                 swap
+    s < 0.5                                                  miss
+    same keypoint of the same person                         jitter if s < 0.85, else good
+    mirror image of the same person                          inversion
+    keypoint or mirror image of another person               swap
 """
 
 from __future__ import annotations
@@ -29,39 +29,35 @@ from data_pipelines.keypoints import keypoint_set as find_keypoint_set
 from eval.records import Annotations, Detections
 
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
-JITTER, GOOD = 0.5, 0.85  # the least similarities
-MATCH = 0.1  # the least OKS of a detection that counts as a person's
+JITTER, GOOD = 0.5, 0.85  # minimum similarities
+MATCH = 0.1  # minimum OKS of a detection that matches a person
 
 _GOOD, _JITTER, _INVERSION, _SWAP, _MISS = range(len(KINDS))
-_NEAR = 0.01  # the least OKS of a detection that is shown beside a person whom none matches
-_MOST = 20  # detections an image, the best ones, as in COCO's evaluation
+_NEAR = 0.01  # minimum OKS of a detection that is shown beside a person without a match
+_MOST = 20  # maximum number of detections per image, those with the highest scores, as in COCO's evaluation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Breakdown:
-    """P people with labelled keypoints, crowds left out, and what was found of each.
+    """P people with labelled keypoints, without crowds, and the detection of each.
 
     Attributes:
       joints: the keypoint set of K keypoints.
-      image_ids: of the people.
-      boxes: xywh in image pixels, as annotated.
-      truth: x, y in image pixels and visibility.
-      detections: for each person the position in the results of the detection that matched, else of a free one that
-        is near (OKS of at least 0.01), else -1.
-      oks: of that detection; 0 where there is none.
-      matched: whether it matched (OKS of at least 0.1).
-      found: its keypoints, x and y in image pixels; NaN where there is none.
-      scores: its score; NaN where there is none.
-      similarity: of each keypoint to its place; NaN where unlabelled or not matched, as in the next.
-      distance: of each keypoint from its place, as a share of the square root of the person's area.
-      kinds: positions in `KINDS`; -1 where unlabelled or not matched.
-      extra: how many of the at most 20 best detections of each image match nobody.
+      people: the people.
+      detections: for each person the position in the results of its match; of a free detection nearby (OKS of at least
+        0.01) if there is no match; or -1.
+      oks: of that detection; 0 if there is none.
+      matched: whether it is a match (OKS of at least 0.1).
+      found: its keypoints, x and y in image pixels; NaN if there is none.
+      scores: its score; NaN if there is none.
+      similarity: of each keypoint to its place; NaN if unlabelled or without match.
+      distance: of each keypoint from its place, divided by the square root of the person's area; NaN likewise.
+      kinds: positions in `KINDS`; -1 if unlabelled or without match.
+      extra: number of detections without match, among the at most 20 best of each image.
     """
 
     joints: KeypointSet
-    image_ids: Int[np.ndarray, " p"]
-    boxes: Float[np.ndarray, "p 4"]
-    truth: Float[np.ndarray, "p k 3"]
+    people: Annotations
     detections: Int[np.ndarray, " p"]
     oks: Float[np.ndarray, " p"]
     matched: np.ndarray
@@ -73,10 +69,10 @@ class Breakdown:
     extra: int
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self.people)
 
     def counts(self) -> Int[np.ndarray, "k kinds"]:
-        """How many of each keypoint are of each of the `KINDS`; those whose kind is -1 are of none."""
+        """The number of each keypoint in each of the `KINDS`."""
         return (self.kinds[..., None] == np.arange(len(KINDS))).sum(axis=0)
 
 
@@ -87,30 +83,28 @@ def diagnose(
     keypoint_set: KeypointSet | str = "coco",
     use_area: bool = True,
 ) -> Breakdown:
-    """Matches COCO results to people and tells the kinds of their keypoints.
+    """Matches COCO results to people and classifies their keypoints.
 
-    The best-scored detection of an image chooses first, among the people that are left, the one with whom its OKS is
-    the highest, if that is 0.1 or more.
+    The detections of an image choose in the order of their scores: each takes, among the people that are left, the one
+    with the highest OKS, if that is at least 0.1.
 
     Args:
-      annotations: a COCO file or its content, as in `eval.coco.evaluate_results`.
+      annotations: see `eval.coco.evaluate_results`.
       results: a COCO results file or its content.
-      keypoint_set: what the keypoints of both are, their sigmas and mirror images.
-      use_area: whether a person's size is its `area`, else 0.53 x its box.
+      keypoint_set: of annotations and results.
+      use_area: see `eval.coco.evaluate`.
 
     Raises:
-      InputError: names the file, the record and what is wrong with it.
+      InputError: names the file, the record and the problem.
     """
     joints = find_keypoint_set(keypoint_set)
-    detections = Detections.read(results, joints)
+    detections = Detections.from_results(results, joints)
     people = Annotations.read(annotations, joints, use_area, detections)
     counted, numbers = np.flatnonzero(people.counted), np.cumsum(people.counted) - 1
     unknown = np.full((len(counted), len(joints)), np.nan)
     result = Breakdown(
         joints=joints,
-        image_ids=people.image_ids[counted],
-        boxes=people.boxes[counted],
-        truth=people.keypoints[counted],
+        people=people.chosen(counted),
         detections=np.full(len(counted), -1),
         oks=np.zeros(len(counted)),
         matched=np.zeros(len(counted), bool),
@@ -139,20 +133,20 @@ def _answer(
     people: Annotations,
     numbers: Int[np.ndarray, " everybody"],
 ) -> int:
-    """Fills in the people of one image; returns how many of its detections matched.
+    """Fills in the people of one image; returns the number of its detections that match.
 
     Args:
-      result: its row for each of the people is in `numbers`.
-      rows: the image's detections, the best first.
-      detections: everything found.
+      result: to be filled in.
+      rows: the image's detections, by falling score.
+      detections: all detections.
       columns: the image's people.
-      people: everybody annotated.
-      numbers: for each of them, the row in `result`; of no meaning for those who do not count.
+      people: all people.
+      numbers: for each person its row in `result`; undefined for people that do not count.
     """
     joints = result.joints
     truth, areas = people.keypoints[columns], np.maximum(people.areas[columns], 0) + np.spacing(1)
     variances = (2 * np.array(joints.sigmas)) ** 2
-    places = np.stack([truth, truth[:, joints.flip_indices]], axis=1)  # [n, 2, K, 3]: its own and its mirror image's
+    places = np.stack([truth, truth[:, joints.flip_indices]], axis=1)  # [n, 2, K, 3]: the place and its mirror image
     with np.errstate(over="ignore"):
         squared = ((detections.keypoints[rows, None, None] - places[..., :2]) ** 2).sum(axis=-1)  # [d, n, 2, K]
         similarity = np.exp(-squared / (2 * variances * areas[:, None, None]))
@@ -180,7 +174,7 @@ def _answer(
 
 
 def _match(oks: Float[np.ndarray, "d n"]) -> Int[np.ndarray, " n"]:
-    """For each of n people a detection that matches, else a free one that is near, else -1; the best scores first."""
+    """For each of n people a detection that matches, else a free one nearby, else -1; rows are by falling score."""
     chosen = np.full(oks.shape[1], -1)
     for least in (MATCH, _NEAR):
         for row in range(len(oks)):
@@ -192,16 +186,16 @@ def _match(oks: Float[np.ndarray, "d n"]) -> Int[np.ndarray, " n"]:
 
 
 def _kinds(similarity: Float[np.ndarray, "n 2 k"], person: int) -> Int[np.ndarray, " k"]:
-    """The kinds of one detection's keypoints, by their similarity to both sides of everybody; -1 where unlabelled."""
+    """The kinds of a detection's keypoints, from their similarity to the places, and mirror images, of all people."""
     candidates = np.stack([*similarity[person], similarity.max(axis=(0, 1))])
     best = candidates.max(axis=0)
-    place = candidates.argmax(axis=0)  # the first of equals: a middle keypoint is its own mirror image
+    place = candidates.argmax(axis=0)  # the first of equals, for a keypoint that is its own mirror image
     own = np.where(best >= GOOD, _GOOD, _JITTER)
     return np.where(best < JITTER, _MISS, np.choose(place, [own, _INVERSION, _SWAP]))
 
 
 def _groups(*keys: Int[np.ndarray, " n"]) -> dict[tuple[int, int], Int[np.ndarray, " m"]]:
-    """Positions by their keys, each group in order."""
+    """The positions of each combination of keys, in order."""
     if not len(keys[0]):
         return {}
     order = np.lexsort(keys)

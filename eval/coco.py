@@ -17,12 +17,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data_pipelines import command_line, storage
-from data_pipelines.coco_files import PERSON, Path
+from data_pipelines.coco_files import Path
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet
@@ -38,12 +37,10 @@ OPTIONS: command_line.Options = {
     "use_area": (True, "uses a person's area as size; otherwise 0.53 x the box (AI Challenger has no areas)"),
 }
 
-Prediction = Mapping[str, Any]
-
 
 def evaluate(
     annotations: Path | Mapping[str, Any],
-    predictions: Sequence[Prediction],
+    predictions: Sequence[Mapping[str, Any]],
     *,
     keypoint_set: KeypointSet | str,
     nms: str = "oks_nms",
@@ -55,9 +52,9 @@ def evaluate(
     """Scores the predictions, suppresses duplicates and evaluates the rest against the annotations.
 
     Args:
-      annotations: a COCO or AI Challenger file, or a COCO file's content. All its images count, also those without a
-        prediction.
-      predictions: one a box: `id` (unique), `image_id`, `category_id` (person if absent), `keypoints` [K, 2] and
+      annotations: a COCO or AI Challenger file, or the content of a COCO file. All its images count, with or without
+        predictions.
+      predictions: one per box: `id` (unique), `image_id`, `category_id` (person if absent), `keypoints` [K, 2] and
         `bbox` (xyxy or None) in image pixels, `keypoint_scores` [K], `box_score`, and `area`, the square pixels of
         the padded box with the crop's aspect ratio, which the suppression uses.
       keypoint_set: what the K keypoints of annotations and predictions are, and their sigmas.
@@ -76,27 +73,16 @@ def evaluate(
       InputError: names the file, the record and the problem.
     """
     joints = find_keypoint_set(keypoint_set)
-    table = Predictions.read(predictions, joints)
-    kept, scores = _select(table, joints, nms, nms_threshold, score_mode, keypoint_threshold)
-    detections = table.chosen(kept, scores)
-    truth = Annotations.read(annotations, joints, use_area, detections)
-    return {**_measure(truth, detections, joints), "kept": table.ids[kept].tolist(), "scores": scores.tolist()}
-
-
-def select(
-    predictions: Sequence[Prediction],
-    *,
-    keypoint_set: KeypointSet | str,
-    nms: str = "oks_nms",
-    nms_threshold: float = 0.9,
-    score_mode: str = "bbox_keypoint",
-    keypoint_threshold: float = 0.2,
-) -> list[tuple[Prediction, float]]:
-    """Returns the predictions that `evaluate` keeps, in its order, with their final scores."""
-    joints = find_keypoint_set(keypoint_set)
-    table = Predictions.read(predictions, joints)
-    kept, scores = _select(table, joints, nms, nms_threshold, score_mode, keypoint_threshold)
-    return [(predictions[i], score) for i, score in zip(kept.tolist(), scores.tolist(), strict=True)]
+    kept = select(
+        Predictions.from_records(predictions, joints),
+        joints,
+        nms=nms,
+        nms_threshold=nms_threshold,
+        score_mode=score_mode,
+        keypoint_threshold=keypoint_threshold,
+    )
+    truth = Annotations.read(annotations, joints, use_area, kept)
+    return {**measure(truth, kept, joints), "kept": kept.ids.tolist(), "scores": kept.scores.tolist()}
 
 
 def evaluate_results(
@@ -123,10 +109,10 @@ def evaluate_results(
       InputError: names the file, the record and the problem.
     """
     joints = find_keypoint_set(keypoint_set)
-    detections = Detections.read(results, joints)
+    detections = Detections.from_results(results, joints)
     truth = Annotations.read(annotations, joints, use_area, detections)
     return {
-        **_measure(truth, detections, joints),
+        **measure(truth, detections, joints),
         "images": len(truth.images),
         "people": int(truth.counted.sum()),
         "instances": len(detections),
@@ -136,22 +122,52 @@ def evaluate_results(
     }
 
 
-def to_coco_results(kept: Sequence[tuple[Prediction, float]]) -> list[dict[str, Any]]:
-    """Converts the result of `select` to COCO results: plain Python numbers, `bbox` xywh if the box is known."""
-    results = []
-    for prediction, score in kept:
-        keypoints = np.column_stack([prediction["keypoints"], prediction["keypoint_scores"]])
-        result = {
-            "image_id": int(prediction["image_id"]),
-            "category_id": int(prediction.get("category_id", PERSON)),
-            "keypoints": keypoints.astype(float).ravel().tolist(),
-            "score": float(score),
-        }
-        if prediction.get("bbox") is not None:
-            left, top, right, bottom = map(float, prediction["bbox"])
-            result["bbox"] = [left, top, right - left, bottom - top]
-        results.append(result)
-    return results
+def select(
+    predictions: Predictions,
+    joints: KeypointSet,
+    *,
+    nms: str,
+    nms_threshold: float,
+    score_mode: str,
+    keypoint_threshold: float,
+) -> Predictions:
+    """Scores predictions and suppresses duplicates; see `evaluate`.
+
+    Predictions are grouped by image and category and sorted by id before the suppression, so that the result does not
+    depend on their order in the input.
+
+    Returns:
+      The kept predictions with their final scores, grouped by image in order of first appearance.
+    """
+    if not nms_threshold > 0:
+        raise InputError(f"nms_threshold must be above 0, not {nms_threshold}")
+    scores = instance_scores(
+        predictions.box_scores, predictions.keypoint_scores, mode=score_mode, keypoint_threshold=keypoint_threshold
+    )
+    _, first, image = np.unique(predictions.image_ids, return_index=True, return_inverse=True)
+    keys = (predictions.ids, predictions.category_ids, first[image])
+    order = np.lexsort(keys)
+    edges = np.any([np.diff(key[order]) != 0 for key in keys[1:]], axis=0)
+    groups = np.split(order, np.flatnonzero(edges) + 1)
+    points, areas, sigmas = predictions.keypoints, predictions.areas, np.array(joints.sigmas)
+    kept = np.concatenate(
+        [g[suppress(points[g], scores[g], areas[g], sigmas, mode=nms, threshold=nms_threshold)] for g in groups]
+    )
+    return predictions.chosen(kept, scores[kept])
+
+
+def measure(truth: Annotations, detections: Detections, joints: KeypointSet) -> dict[str, float]:
+    """The ten numbers, by their names in `METRICS`."""
+    # pycocotools prints progress and a table to standard output.
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _Evaluation(
+            _index(truth, truth.to_pycocotools()), _index(truth, detections.to_pycocotools()), iouType="keypoints"
+        )
+        evaluation.params.kpt_oks_sigmas = np.array(joints.sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
 
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -183,52 +199,6 @@ def _main(argv: Sequence[str]) -> None:
     if output:
         write_json(output, metrics | conditions)
     print(format_table(metrics, conditions))
-
-
-def _select(
-    table: Predictions, joints: KeypointSet, nms: str, nms_threshold: float, score_mode: str, keypoint_threshold: float
-) -> tuple[Int[np.ndarray, " kept"], Float[np.ndarray, " kept"]]:
-    """Indices of the kept predictions, and their scores.
-
-    Predictions are grouped by image and category and sorted by id before the suppression, so that the result does not
-    depend on the order in which hosts deliver them.
-    """
-    if not nms_threshold > 0:
-        raise InputError(f"nms_threshold must be above 0, not {nms_threshold}")
-    found = table.detections
-    scores = instance_scores(
-        found.scores, table.keypoint_scores, mode=score_mode, keypoint_threshold=keypoint_threshold
-    )
-    _, first, image = np.unique(found.image_ids, return_index=True, return_inverse=True)
-    keys = (table.ids, found.category_ids, first[image])
-    order = np.lexsort(keys)
-    edges = np.any([np.diff(key[order]) != 0 for key in keys[1:]], axis=0)
-    groups = np.split(order, np.flatnonzero(edges) + 1)
-    sigmas = np.array(joints.sigmas)
-    kept = np.concatenate(
-        [
-            group[
-                suppress(
-                    found.keypoints[group], scores[group], table.areas[group], sigmas, mode=nms, threshold=nms_threshold
-                )
-            ]
-            for group in groups
-        ]
-    )
-    return kept, scores[kept]
-
-
-def _measure(truth: Annotations, detections: Detections, joints: KeypointSet) -> dict[str, float]:
-    # pycocotools prints progress and a table to standard output.
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _Evaluation(
-            _index(truth, truth.to_pycocotools()), _index(truth, detections.to_pycocotools()), iouType="keypoints"
-        )
-        evaluation.params.kpt_oks_sigmas = np.array(joints.sigmas)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
 
 
 def _index(truth: Annotations, records: list[dict[str, Any]]) -> COCO:

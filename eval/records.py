@@ -1,18 +1,20 @@
-"""Annotations, predictions and results as columns of arrays, checked once and in bulk.
+"""Detections and annotations as columns of arrays, checked in bulk.
 
-Every error is an `InputError` that names the file, the record and what is wrong with it.
+Every error is an `InputError` that names the file, the record and the problem.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data_pipelines.checks import Records
-from data_pipelines.coco_files import PERSON, AnnotationFile, Path, read_results
+from data_pipelines.coco_files import PERSON, AnnotationFile, Path, no_keypoints, read_results
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet
 
@@ -20,70 +22,97 @@ from data_pipelines.keypoints import KeypointSet
 METRICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Detections:
-    """n scored detections."""
+    """n detected people.
+
+    Attributes:
+      image_ids: ids of their images.
+      category_ids: ids of their categories.
+      keypoints: x, y in image pixels.
+      keypoint_scores: scores of the keypoints.
+      scores: scores of the people.
+      boxes: xywh in image pixels; NaN where the box is unknown.
+      where: returns the name, for messages, of the record at a position.
+    """
 
     image_ids: Int[np.ndarray, " n"]
     category_ids: Int[np.ndarray, " n"]
     keypoints: Float[np.ndarray, "n k 2"]
+    keypoint_scores: Float[np.ndarray, "n k"]
     scores: Float[np.ndarray, " n"]
-    box_areas: Float[np.ndarray, " n"]  # NaN where the box is not known
-    where: Callable[[int], str]  # what an error calls the record at a position
+    boxes: Float[np.ndarray, "n 4"]
+    where: Callable[[int], str]
 
     @classmethod
-    def read(cls, results: Path | Sequence[Any], joints: KeypointSet) -> "Detections":
+    def from_results(cls, results: Path | Sequence[Any], joints: KeypointSet) -> Detections:
         """Reads COCO results, a file or its content."""
         records = read_results(results)
         count = len(joints)
         expected = f"x, y and score of the {count} keypoints of set {joints.name!r}"
-        boxes = _boxes(records)
-        return cls(
+        table = records.numbers("keypoints", (3 * count,), expected).reshape(-1, count, 3)
+        return Detections(
             image_ids=records.integers("image_id"),
             category_ids=records.integers("category_id"),
-            keypoints=records.numbers("keypoints", (3 * count,), expected).reshape(-1, count, 3)[..., :2],
+            keypoints=table[..., :2],
+            keypoint_scores=table[..., 2],
             scores=records.numbers("score", (), "a number"),
-            box_areas=boxes[:, 2] * boxes[:, 3],
+            boxes=_boxes(records),
             where=records.where,
         )
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def check(self, annotations: AnnotationFile) -> None:
-        """Raises InputError when an image or a category of a detection is not in an annotation file."""
+    def check(self, truth: Annotations) -> None:
+        """Raises InputError if the annotation file lacks an image or a category of a detection."""
         for key, ids, known in (
-            ("image_id", self.image_ids, list(annotations.images)),
-            ("category_id", self.category_ids, annotations.categories()),
+            ("image_id", self.image_ids, truth.images),
+            ("category_id", self.category_ids, truth.known_categories),
         ):
             if not (found := np.isin(ids, known)).all():
                 i = int(found.argmin())
-                raise InputError(f"{self.where(i)}: {key} {ids[i]} does not occur in {annotations.name}")
+                raise InputError(f"{self.where(i)}: {key} {ids[i]} does not occur in {truth.name}")
 
     def to_pycocotools(self) -> list[dict[str, Any]]:
         """The records that pycocotools' `loadRes` would make, with arrays for keypoints."""
         if not len(self):
             return []
-        extent = np.ptp(self.keypoints, axis=1)
-        areas = np.where(np.isnan(self.box_areas), extent[:, 0] * extent[:, 1], self.box_areas)
+        extent, size = np.ptp(self.keypoints, axis=1), self.boxes[:, 2:]
+        areas = np.where(np.isnan(size[:, 0]), extent[:, 0] * extent[:, 1], size[:, 0] * size[:, 1])
         flat = np.pad(self.keypoints, ((0, 0), (0, 0), (0, 1))).reshape(len(self), -1)
         return _rows(
             image_id=self.image_ids, category_id=self.category_ids, score=self.scores, area=areas, keypoints=flat
         )
 
+    def to_results(self) -> list[dict[str, Any]]:
+        """COCO results of plain Python numbers; `bbox` only where the box is known."""
+        flat = np.concatenate([self.keypoints, self.keypoint_scores[..., None]], axis=-1).reshape(len(self), -1)
+        columns = (self.image_ids, self.category_ids, flat, self.scores, self.boxes)
+        results = []
+        for image_id, category_id, keypoints, score, box in zip(*(c.tolist() for c in columns), strict=True):
+            result = {"image_id": image_id, "category_id": category_id, "keypoints": keypoints, "score": score}
+            results.append(result if np.isnan(box[0]) else {**result, "bbox": box})
+        return results
 
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """n predictions as a model makes them, one a box."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions(Detections):
+    """n predictions of a model, one per box.
+
+    Attributes:
+      ids: distinct.
+      box_scores: scores of the boxes; they are also the `scores` of predictions that were not selected yet.
+      areas: of the padded boxes with the crop's aspect ratio, in square pixels.
+    """
 
     ids: Int[np.ndarray, " n"]
+    box_scores: Float[np.ndarray, " n"]
     areas: Float[np.ndarray, " n"]
-    keypoint_scores: Float[np.ndarray, "n k"]
-    detections: Detections  # under their boxes' scores
 
     @classmethod
-    def read(cls, predictions: Sequence[Any], joints: KeypointSet) -> "Predictions":
-        """Reads the records that `eval.coco.evaluate` takes."""
+    def from_records(cls, predictions: Sequence[Any], joints: KeypointSet) -> Predictions:
+        """Reads the records that `eval.coco.evaluate` accepts."""
         ids = Records(predictions, lambda i, _: f"prediction at position {i}").integers("id")
         records = Records(predictions, lambda i, _: f"prediction {ids[i]}")
         values, counts = np.unique(ids, return_counts=True)
@@ -94,48 +123,49 @@ class Predictions:
         areas = records.numbers("area", (), "a number")
         if (areas < 0).any():
             raise InputError(f"{records.where(int(np.argmax(areas < 0)))}: 'area' is negative")
-        boxes = _boxes(records)
-        detections = Detections(
+        scores = records.numbers("box_score", (), "a number")
+        return cls(
             image_ids=records.integers("image_id"),
             category_ids=records.integers("category_id", PERSON),
             keypoints=records.numbers("keypoints", (count, 2), f"x and y {of_set}"),
-            scores=records.numbers("box_score", (), "a number"),
-            box_areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
-            where=records.where,
-        )
-        scores = records.numbers("keypoint_scores", (count,), f"a score for each {of_set}")
-        return cls(ids, areas, scores, detections)
-
-    def chosen(self, kept: Int[np.ndarray, " kept"], scores: Float[np.ndarray, " kept"]) -> Detections:
-        """The kept ones under their final scores."""
-        found = self.detections
-        return Detections(
-            image_ids=found.image_ids[kept],
-            category_ids=found.category_ids[kept],
-            keypoints=found.keypoints[kept],
+            keypoint_scores=records.numbers("keypoint_scores", (count,), f"a score for each {of_set}"),
             scores=scores,
-            box_areas=found.box_areas[kept],
-            where=lambda i: found.where(int(kept[i])),
+            boxes=from_corners(_boxes(records)),
+            where=records.where,
+            ids=ids,
+            box_scores=scores,
+            areas=areas,
         )
 
+    def chosen(self, rows: Int[np.ndarray, " m"], scores: Float[np.ndarray, " m"]) -> Predictions:
+        """The predictions at some positions, with these scores."""
+        columns = {**_chosen(self, rows), "scores": scores}
+        return dataclasses.replace(self, **columns, where=lambda i: self.where(int(rows[i])))
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
-    """What an annotation file says of the n people in its images.
+    """The n people that an annotation file has in its images.
 
     Attributes:
-      images: ids of all images, with people or without.
-      categories: ids of those of the detections, which alone are evaluated.
-      image_ids: of the people, as all that follow.
-      category_ids: of the people.
+      name: the file's, for messages.
+      images: ids of all images, with or without people.
+      known_categories: ids of all categories of the file.
+      categories: ids of the categories that are evaluated.
+      ids: of the people, as all that follow; positions in the file where it gives none.
+      image_ids: ids of their images.
+      category_ids: ids of their categories.
       boxes: xywh in image pixels.
       areas: square pixels.
       keypoints: x, y in image pixels and visibility.
       crowds: who is a crowd.
     """
 
+    name: str
     images: list[int]
+    known_categories: list[int]
     categories: list[int]
+    ids: Int[np.ndarray, " n"]
     image_ids: Int[np.ndarray, " n"]
     category_ids: Int[np.ndarray, " n"]
     boxes: Float[np.ndarray, "n 4"]
@@ -145,40 +175,75 @@ class Annotations:
 
     @classmethod
     def read(
-        cls, annotations: Path | Mapping[str, Any], joints: KeypointSet, use_area: bool, detections: Detections
-    ) -> "Annotations":
-        """Reads an annotation file, or COCO's content of one; the detections' images and categories must occur in it.
+        cls,
+        annotations: Path | Mapping[str, Any],
+        joints: KeypointSet,
+        use_area: bool,
+        detections: Detections | None = None,
+    ) -> Annotations:
+        """Reads an annotation file, or the content of a COCO file.
 
-        Without `use_area` a person's area is 0.53 x its box.
+        People whom the file annotates without keypoints are unlabelled; those who have no box either are left out.
+
+        Args:
+          annotations: a COCO or AI Challenger file. Annotations of images that the file does not list are left out.
+          joints: the keypoint set of the annotations.
+          use_area: whether a person's area is the annotation's; otherwise it is 0.53 x its box.
+          detections: their categories are evaluated, and their images and categories must be in the file; None: the
+            categories that have keypoints are evaluated.
         """
         file = AnnotationFile(annotations)
-        evaluated = np.unique(detections.category_ids).tolist() or [PERSON]
-        columns = []
+        categories = None if detections is None else np.unique(detections.category_ids).tolist() or [PERSON]
+        chunks, there, occurring = [], [], set[int]()
         for people in file.people():
-            # `images` says what is evaluated: a file cut down to fewer images may still hold the others' annotations.
-            images, categories = people.integers("image_id"), people.integers("category_id")
-            counted = np.isin(images, list(file.images)) & np.isin(categories, evaluated)
-            people = people.chosen(counted)
-            keypoints, boxes = people.keypoints(joints), people.boxes()
-            expected = "a number; data without areas is evaluated with use_area=False (--no-use_area)"
-            areas = people.numbers("area", (), expected) if use_area else 0.53 * boxes[:, 2] * boxes[:, 3]
-            columns.append((images[counted], categories[counted], boxes, areas, keypoints, people.crowds()))
+            category_ids = people.integers("category_id", PERSON)
+            occurring |= set(category_ids.tolist())
+            read = np.isin(people.integers("image_id"), list(file.images))
+            read &= people.annotated() | people.has("bbox")
+            if categories:
+                read &= np.isin(category_ids, categories)
+            people = people.chosen(read)
+            boxes = people.boxes()
+            areas = people.areas() if use_area else 0.53 * boxes[:, 2] * boxes[:, 3]
+            ids = people.ids(), people.integers("image_id"), category_ids[read]
+            chunks.append((*ids, boxes, areas, people.keypoints(joints), people.crowds()))
+            there.append(people.annotated())
         file.require("annotations")
-        file.require("categories")
-        detections.check(file)
-        return cls(list(file.images), evaluated, *(np.concatenate(column) for column in zip(*columns, strict=True)))
+        columns, annotated = [np.concatenate(column) for column in zip(*chunks, strict=True)], np.concatenate(there)
+        if len(annotated) and not annotated.any():
+            raise no_keypoints(file.name, joints)
+        if categories is None:
+            categories = np.unique(columns[2][annotated]).tolist()
+            columns = [column[np.isin(columns[2], categories)] for column in columns]
+        known = file.categories() if file.native or "categories" in file.lists else sorted(occurring)
+        truth = cls(file.name, list(file.images), known, categories, *columns)
+        if detections is not None:
+            detections.check(truth)
+        if (lacking := np.isnan(truth.areas)).any():
+            raise InputError(
+                f"{file.name}: annotation {truth.ids[lacking.argmax()]}: no 'area'; set use_area=False to use 0.53 x "
+                "the box (--config.eval.use_area=False, or --no-use_area of eval.coco)"
+            )
+        return truth
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @functools.cached_property
     def counted(self) -> Bool[np.ndarray, " n"]:
         """Who has labelled keypoints and is no crowd."""
         return (self.keypoints[..., 2] > 0).any(axis=1) & ~self.crowds
 
+    def chosen(self, rows: Int[np.ndarray, " m"]) -> Annotations:
+        """Some of the people."""
+        return dataclasses.replace(self, **_chosen(self, rows))
+
     def to_pycocotools(self) -> list[dict[str, Any]]:
-        """Records for pycocotools, which it may write to."""
+        """Records for pycocotools, which may write to them."""
         return _rows(
             image_id=self.image_ids,
             category_id=self.category_ids,
-            keypoints=self.keypoints.reshape(len(self.keypoints), -1),
+            keypoints=self.keypoints.reshape(len(self), -1),
             bbox=self.boxes,
             area=self.areas,
             iscrowd=self.crowds.astype(int),
@@ -186,8 +251,19 @@ class Annotations:
         )
 
 
+def from_corners(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    """Boxes xyxy as xywh."""
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _chosen(table: Detections | Annotations, rows: Int[np.ndarray, " m"]) -> dict[str, Any]:
+    """Rows of all columns of a table."""
+    columns = ((field.name, getattr(table, field.name)) for field in dataclasses.fields(table))
+    return {name: column[rows] for name, column in columns if isinstance(column, np.ndarray)}
+
+
 def _rows(**columns: np.ndarray) -> list[dict[str, Any]]:
-    """Columns as records; only vectors stay arrays.
+    """Columns as records, in which only vectors stay arrays.
 
     Their ids start at 1: pycocotools takes a match with id 0 for none, and loses records whose ids repeat.
     """
@@ -197,9 +273,8 @@ def _rows(**columns: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _boxes(records: Records) -> Float[np.ndarray, "n 4"]:
-    """The field `bbox`; NaN where it is absent, None or empty."""
-    boxes = [record.get("bbox") for record in records.items]
-    known = np.array([not (box is None or (isinstance(box, Sized) and len(box) == 0)) for box in boxes], bool)
+    """The field `bbox`; NaN where it is absent, null or empty."""
     table = np.full((len(records), 4), np.nan)
+    known = records.has("bbox")
     table[known] = records.chosen(known).numbers("bbox", (4,), "four numbers")
     return table

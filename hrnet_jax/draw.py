@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from data_pipelines import storage
 from data_pipelines.annotations import Instances
@@ -97,9 +96,13 @@ def side_by_side(pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np
 
 def contact_sheet(
     path: str | os.PathLike,
-    predictions: Sequence[Mapping[str, Any]],
     instances: Instances,
     keypoint_set: KeypointSet,
+    image_ids: Int[np.ndarray, " n"],
+    keypoints: Float[np.ndarray, "n k 2"],
+    keypoint_scores: Float[np.ndarray, "n k"],
+    box_scores: Float[np.ndarray, " n"],
+    *,
     images: int = 16,
     threshold: float = 0.2,
 ) -> None:
@@ -107,23 +110,17 @@ def contact_sheet(
 
     Keypoints with a score up to `threshold` are omitted; a person without others is not drawn.
     """
-    by_image: dict[int, list[Mapping[str, Any]]] = {}
-    for prediction in predictions:
-        by_image.setdefault(prediction["image_id"], []).append(prediction)
-    if not by_image:
+    ids = np.unique(image_ids)
+    if not len(ids):
         return
-    ids = sorted(by_image)
-    ids = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, images).astype(int))]
     row_of = {int(image_id): row for row, image_id in enumerate(instances.image_id)}
     tiles = []
-    for image_id in ids:
+    for image_id in ids[np.unique(np.linspace(0, len(ids) - 1, images).astype(int))].tolist():
         image = cv2.cvtColor(instances.open(row_of[image_id]).pixels(), cv2.COLOR_BGR2RGB)
         image, zoom = zoomed(image, _TILE)
-        best = max(prediction["box_score"] for prediction in by_image[image_id])
-        for prediction in by_image[image_id]:
-            if prediction["box_score"] >= 0.5 * best:
-                shown = np.asarray(prediction["keypoint_scores"]) > threshold
-                skeleton(image, np.asarray(prediction["keypoints"]) * zoom, shown, keypoint_set)
+        people = np.flatnonzero(image_ids == image_id)
+        for person in people[box_scores[people] >= 0.5 * box_scores[people].max()]:
+            skeleton(image, keypoints[person] * zoom, keypoint_scores[person] > threshold, keypoint_set)
         tile = np.full((_TILE, _TILE, 3), 255, np.uint8)
         tile[: image.shape[0], : image.shape[1]] = image
         tiles.append(tile)

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.annotations import coco_annotations, load_detections, load_instances
+from data_pipelines.annotations import load_detections, load_instances
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import AIC
-from eval.coco import METRICS, evaluate_results
+from eval.coco import evaluate_results
+from eval.records import Annotations
 from hrnet_jax import config as config_lib
 from hrnet_jax.config import load_config
 from hrnet_jax.inference.evaluator import Evaluator
@@ -46,11 +47,10 @@ def evaluator(shared):
 
 def best_possible(evaluator):
     """The ten numbers of the annotated keypoints themselves, encoded, decoded and brought back to the image."""
-    predictions = []
-    for batch in evaluator.data:
-        predictions += evaluator._predictions(batch, *evaluator._best_possible(batch))
-    metrics = evaluator._measure(predictions)
-    return {name: metrics[name] for name in METRICS}, predictions
+    batches = list(evaluator.data)
+    rows = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    predictions = evaluator._predictions(rows, *evaluator._best_possible(rows))
+    return evaluator._measure(predictions)[0], predictions
 
 
 @pytest.mark.parametrize("spec", ["aic.py:udp", "coco_aic_combine.py:udp"])
@@ -61,14 +61,14 @@ def test_models_reach_aic_by_either_file(evaluator, spec):
     assert native == converted
     assert native["AP"] > 0.95
     assert len(predictions) == 9
-    assert all(p["keypoints"].shape == (14, 2) for p in predictions)
+    assert predictions.keypoints.shape[1:] == (14, 2)
 
 
 def test_the_union_reaches_coco(evaluator):
     numbers, predictions = best_possible(evaluator("coco_aic_combine.py:udp", ON_COCO, use_area=True))
     assert numbers["AP"] > 0.95
     assert len(predictions) == 12
-    assert all(p["keypoints"].shape == (17, 2) for p in predictions)
+    assert predictions.keypoints.shape[1:] == (17, 2)
 
 
 def test_keypoints_are_taken_by_name(evaluator, shared):
@@ -77,10 +77,11 @@ def test_keypoints_are_taken_by_name(evaluator, shared):
     assert at_work.order[AIC.index("head_top")] == 17
     people = load_instances(shared / "data" / NATIVE, shared / "data" / IMAGES, AIC)
     compared = 0
-    for prediction in best_possible(at_work)[1]:
-        points, labelled = people.keypoints[prediction["id"], :, :2], people.keypoints[prediction["id"], :, 2] > 0
-        inside = ((points > prediction["bbox"][:2]) & (points < prediction["bbox"][2:])).all(-1)
-        np.testing.assert_allclose(prediction["keypoints"][labelled & inside], points[labelled & inside], atol=0.1)
+    _, predictions = best_possible(at_work)
+    for found, box, row in zip(predictions.keypoints, predictions.boxes, predictions.ids, strict=True):
+        points, labelled = people.keypoints[row, :, :2], people.keypoints[row, :, 2] > 0
+        inside = ((points > box[:2]) & (points < box[:2] + box[2:])).all(-1)
+        np.testing.assert_allclose(found[labelled & inside], points[labelled & inside], atol=0.1)
         compared += (labelled & inside).sum()
     assert compared > 80
 
@@ -91,34 +92,26 @@ def test_a_model_without_a_keypoint_is_refused(evaluator):
 
 
 def test_areas_that_are_not_there_are_told_at_once(evaluator):
-    with pytest.raises(InputError, match=r"20170909.json: annotates no areas; set config.eval.use_area=False"):
+    with pytest.raises(InputError, match=r"20170909.json: annotation 0: no 'area'; .*--config.eval.use_area=False"):
         evaluator("aic.py", {**ON_AIC, "annotations": NATIVE}, use_area=True)
 
 
-def test_native_annotations_become_coco(shared):
+def test_the_evaluation_reads_both_layouts(shared):
     root = shared / "data"
-    ours = coco_annotations(root / NATIVE, AIC)
+    native, converted = (Annotations.read(root / path, AIC, use_area=False) for path in (NATIVE, CONVERTED))
+    for name in ("boxes", "areas", "keypoints", "crowds"):
+        np.testing.assert_array_equal(getattr(native, name), getattr(converted, name))
     instances = load_instances(root / NATIVE, root / IMAGES, AIC)
-    people = {person["id"]: person for person in ours["annotations"]}
-    for row, number in enumerate(instances.instance_id.tolist()):
-        assert people[number]["image_id"] == instances.image_id[row]
-        np.testing.assert_allclose(people[number]["bbox"], instances.bbox[row])
-        np.testing.assert_allclose(np.reshape(people[number]["keypoints"], (-1, 3)), instances.keypoints[row])
-    theirs = json.loads((root / CONVERTED).read_text())
-    assert [image["file_name"] for image in ours["images"]] == [image["file_name"] for image in theirs["images"]]
-    assert [p["num_keypoints"] for p in ours["annotations"]] == [p["num_keypoints"] for p in theirs["annotations"]]
-    assert coco_annotations(root / CONVERTED, AIC) == root / CONVERTED
-
-
-def test_the_evaluation_takes_both_layouts(shared):
-    path = shared / "data" / NATIVE
-    content = coco_annotations(path, AIC)
-    results = [{**person, "score": 1 / (1 + person["id"])} for person in content["annotations"]]
-    numbers = [evaluate_results(truth, results, keypoint_set="aic", use_area=False) for truth in (path, content)]
-    assert numbers[0] == numbers[1]
-    assert numbers[0]["AP"] == pytest.approx(1)
-    with pytest.raises(InputError, match=r"image \w+, human1: no 'area'; .*--no-use_area"):
-        evaluate_results(path, results, keypoint_set="aic")
+    np.testing.assert_array_equal(native.ids, instances.instance_id)
+    np.testing.assert_array_equal(native.image_ids, instances.image_id)
+    people = zip(native.image_ids.tolist(), native.keypoints, native.ids.tolist(), strict=True)
+    results = [
+        {"image_id": image, "category_id": 1, "keypoints": points.ravel().tolist(), "score": 1 / (1 + number)}
+        for image, points, number in people
+    ]
+    numbers = evaluate_results(root / NATIVE, results, keypoint_set="aic", use_area=False)
+    assert numbers["AP"] == pytest.approx(1)
+    assert numbers["people"] == 9
 
 
 @pytest.fixture
@@ -143,16 +136,11 @@ def odd(tmp_path):
 def test_ids_survive_people_who_are_not_trained_on(odd):
     """Evaluation counts everybody and every image, under the ids of those who are cropped."""
     instances = load_instances(odd / "aic.json", odd, AIC)
-    content = coco_annotations(odd / "aic.json", AIC)
+    truth = Annotations.read(odd / "aic.json", AIC, use_area=False)
     assert (instances.instance_id.tolist(), instances.image_id.tolist()) == ([0, 3], [1, 2])
-    assert [(p["id"], p["image_id"], p["num_keypoints"]) for p in content["annotations"]] == [
-        (0, 1, 14),
-        (1, 1, 0),
-        (2, 1, 14),
-        (3, 2, 14),
-    ]
-    assert [person["bbox"] for person in content["annotations"]][2:] == [[9, 9, 0, 0], [1, 2, 8, 6]]
-    assert content["images"] == [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")]
+    assert (truth.ids.tolist(), truth.image_ids.tolist(), truth.images) == ([0, 1, 2, 3], [1, 1, 1, 2], [0, 1, 2])
+    assert truth.counted.tolist() == [True, False, True, True]
+    assert truth.boxes[2:].tolist() == [[9, 9, 0, 0], [1, 2, 8, 6]]
 
 
 def test_detections_on_native_images(odd):

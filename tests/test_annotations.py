@@ -102,7 +102,12 @@ def _escape(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_remove, "people.json: annotation 3: no 'keypoints'; expected .*person_keypoints"),
+        (_remove, "people.json: no annotation has keypoints; expected .*person_keypoints"),
+        (_set("keypoints", []), "people.json: no annotation has keypoints; expected .* 17 keypoints of set 'coco'"),
+        (
+            lambda content: content["images"].append({"id": 7, "file_name": "b.jpg"}),
+            "people.json: images a.jpg and b.jpg both have id 7; give each its own",
+        ),
         (
             _set("keypoints", [1, 2, 2] * 14),
             "annotation 3: 'keypoints' has 42 numbers, not 51: .* 17 keypoints of set 'coco'",
@@ -131,6 +136,14 @@ def test_bad_coco_records_are_named(coco_file, change, message):
         load_instances(path, images, COCO)
     assert "\n" not in str(error.value)
     assert "people.json" in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{}, {"keypoints": []}, {"keypoints": None}])
+def test_objects_without_keypoints_are_dropped(coco_file, fields):
+    ball = {"id": 4, "image_id": 7, "bbox": [0, 0, 9, 9], "category_id": 2, **fields}
+    instances = load_instances(*coco_file(lambda content: content["annotations"].append(ball)), COCO)
+    assert instances.instance_id.tolist() == [3]
+    assert instances.dropped == {"without keypoints": 1}
 
 
 def test_a_good_file_loads(coco_file):

@@ -165,7 +165,7 @@ def test_crowds_people_without_labels_and_other_images_are_nobody():
         person(BODY, number=1, iscrowd=1), person(BODY, 0, number=2), person(BODY, number=3, image_id=2), images=(1, 2)
     )
     result = diagnose(people, [detection(BODY)], keypoint_set=HANDS)
-    assert result.image_ids.tolist() == [2]
+    assert result.people.image_ids.tolist() == [2]
     assert result.matched.tolist() == [False]
     assert result.extra == 1
     assert result.counts().sum() == 0
@@ -221,7 +221,7 @@ def test_perfect_predictions_are_all_good(seed, count, joints):
     rng = np.random.default_rng(seed)
     bodies, people = crowd_of(rng, joints, count, spread=50)
     result = diagnose(people, [detection(b, rng.random()) for b in bodies], keypoint_set=joints)
-    labelled = result.truth[..., 2] > 0
+    labelled = result.people.keypoints[..., 2] > 0
     assert result.matched.all()
     np.testing.assert_array_equal(result.kinds[labelled], KINDS.index("good"))
     np.testing.assert_array_equal(result.kinds[~labelled], -1)

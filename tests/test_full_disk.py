@@ -23,6 +23,7 @@ from data_pipelines.keypoints import COCO
 from data_pipelines.synthetic import __main__ as synthetic
 from data_pipelines.synthetic import write_dataset
 from eval import coco
+from eval.records import Predictions
 from hrnet_jax import aot, convert, evaluate, export, predict, report
 from hrnet_jax.config import load_config
 from hrnet_jax.inference.predictor import load
@@ -148,18 +149,19 @@ def test_of_training_the_cache_of_annotations(people, tmp_path, monkeypatch, cap
 def test_evaluate(people, model, tmp_path, monkeypatch):
     evaluator = evaluate.Evaluator(checkpoint.stored_config(model), create_mesh())
     instances = evaluator.data.instances
-    predictions = [
-        {
-            "id": row,
-            "image_id": int(instances.image_id[row]),
-            "keypoints": instances.keypoints[row, :, :2],
-            "keypoint_scores": np.ones(17),
-            "bbox": instances.bbox[row],
-            "box_score": 1.0,
-            "score": 1.0,
-        }
-        for row in range(len(instances))
-    ]
+    count = len(instances)
+    predictions = Predictions(
+        image_ids=instances.image_id,
+        category_ids=np.ones(count, int),
+        keypoints=instances.keypoints[..., :2],
+        keypoint_scores=np.ones((count, 17)),
+        scores=np.ones(count),
+        boxes=instances.bbox,
+        where=str,
+        ids=np.arange(count),
+        box_scores=np.ones(count),
+        areas=np.ones(count),
+    )
     output = tmp_path / "new" / "output"
     errors = list(
         each_failure(lambda: evaluate.write(output, {"AP": 0.5}, predictions, evaluator), output, monkeypatch)

@@ -109,12 +109,12 @@ def test_ceiling_and_padding_do_not_touch_the_predictions(trained, evaluator):
     config = trained.config.copy_and_resolve_references()
     config.eval.batch_size = 8
     padded = Evaluator(config, create_mesh())
-    ours = {p["id"]: p for p in padded(trained.params, trained.stats)[1]}
-    theirs = {p["id"]: p for p in evaluator(trained.params, trained.stats)[1]}
-    assert ours.keys() == theirs.keys()
-    for i in ours:
-        np.testing.assert_allclose(ours[i]["keypoints"], theirs[i]["keypoints"], atol=1e-2)
-        np.testing.assert_allclose(ours[i]["keypoint_scores"], theirs[i]["keypoint_scores"], atol=1e-4)
+    _, ours = padded(trained.params, trained.stats)
+    _, theirs = evaluator(trained.params, trained.stats)
+    a, b = np.argsort(ours.ids), np.argsort(theirs.ids)
+    np.testing.assert_array_equal(ours.ids[a], theirs.ids[b])
+    np.testing.assert_allclose(ours.keypoints[a], theirs.keypoints[b], atol=1e-2)
+    np.testing.assert_allclose(ours.keypoint_scores[a], theirs.keypoint_scores[b], atol=1e-4)
 
 
 def test_keypoints_come_back_to_image_pixels(evaluator):
@@ -122,10 +122,10 @@ def test_keypoints_come_back_to_image_pixels(evaluator):
     for batch in evaluator.data:
         keypoints, _ = evaluator._best_possible(batch)
         predictions = evaluator._predictions(batch, keypoints, np.ones(keypoints.shape[:2]))
-        for prediction, row in zip(predictions, np.flatnonzero(batch["valid"]), strict=True):
+        for points, row in zip(predictions.keypoints, np.flatnonzero(batch["valid"]), strict=True):
             instance = np.flatnonzero(evaluator.data.instances.instance_id == batch["instance_id"][row])[0]
             truth = evaluator.data.instances.points(int(instance))
             inside = (batch["keypoints"][row] > 8).all(-1) & (batch["keypoints"][row] < [87, 119]).all(-1)
             shown = np.asarray((truth[:, 2] > 0) & inside)
             zoom = batch["scale"][row][0] / 96
-            np.testing.assert_allclose(prediction["keypoints"][shown], truth[shown, :2], atol=1.5 * zoom)
+            np.testing.assert_allclose(points[shown], truth[shown, :2], atol=1.5 * zoom)

@@ -90,14 +90,13 @@ def test_people_are_where_evaluation_finds_them(folder, predictor, people, boxes
     instances = evaluator.data.instances
     assert len(predictions) == len(instances) > 6
     off: list[float] = []
-    for prediction in predictions:
-        row = prediction["id"]
+    for at, row in enumerate(predictions.ids.tolist()):
         ((person,),) = predictor(instances.path(row), instances.bbox[row][None], clip=not boxes)
-        off += np.abs(person["keypoints"] - prediction["keypoints"]).max(-1).tolist()
-        np.testing.assert_allclose(person["scores"], prediction["keypoint_scores"], atol=1e-5)
+        off += np.abs(person["keypoints"] - predictions.keypoints[at]).max(-1).tolist()
+        np.testing.assert_allclose(person["scores"], predictions.keypoint_scores[at], atol=1e-5)
         np.testing.assert_array_equal(person["bbox"], instances.bbox[row])
     assert np.mean(np.array(off) < 0.02) > 0.95
-    assert np.ptp([p["keypoints"] for p in predictions]) > 20
+    assert np.ptp(predictions.keypoints) > 20
 
 
 def test_results_have_the_promised_nesting(predictor, people):
@@ -386,10 +385,13 @@ def test_arrays_that_are_no_boxes_get_one_line(tmp_path, data):
             read_boxes(str(path), COCO)
 
 
-@pytest.mark.parametrize("box", [[0, 0, 1e300, 5], [0, 0, np.nan, 5], [0, 0, 0, 5]])
-def test_arrays_of_boxes_that_are_none_name_the_box(tmp_path, box):
+@pytest.mark.parametrize(
+    ("box", "fault"),
+    [([0, 0, 1e300, 5], "lies outside any image"), ([0, 0, np.nan, 5], "is not finite"), ([0, 0, 0, 5], "has no area")],
+)
+def test_arrays_of_boxes_that_are_none_name_the_box(tmp_path, box, fault):
     np.save(tmp_path / "boxes.npy", np.array([BOX, box]))
-    with pytest.raises(InputError, match=r"boxes.npy: box 1: \[0.0, .*lies outside"):
+    with pytest.raises(InputError, match=rf"boxes.npy: box 1: \[0.0, .*{fault}"):
         read_boxes(str(tmp_path / "boxes.npy"), COCO)
 
 

@@ -1,7 +1,7 @@
-"""Files of person boxes, by the images they are on: annotations, detections, tables.
+"""Reads files of person boxes: annotations, detections, tables.
 
-Images are known by their file name below the image folder. Names that a file gives are only ever compared with those
-of images that the folder holds; none is opened.
+Images are identified by their file name relative to the image folder. Names in a file of boxes are only compared with
+the names of images in the folder; no file is opened by them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.checks import FARTHEST, check_name, check_regular
+from data_pipelines.checks import check_boxes, check_name, check_regular
 from data_pipelines.coco_files import PERSON, AnnotationFile, is_aic, read_results
 from data_pipelines.errors import InputError, brief
 from data_pipelines.json_files import stream_json
@@ -26,11 +26,11 @@ class BoxFile:
     """The boxes of some images.
 
     Attributes:
-      annotated: whether people drew the boxes, which are then clipped as in an evaluation.
-      boxes: (xywh, score) by image: its name, or the id that detections call it by; the numbers are unchecked.
-      same: xywh [N,4] on every image, of a file that is not by image.
-      ids: the images' ids by name, where an annotation file tells them.
-      truth: keypoints [K,3] with visibility by image name, for everybody who is annotated.
+      annotated: whether the boxes are annotations, which are clipped to the image as in an evaluation.
+      boxes: (xywh, score) by image: by its name, or by the image id of detections; the numbers are unchecked.
+      same: xywh [N,4] for every image, if the file does not assign boxes to images.
+      ids: image ids by name, if an annotation file gives them.
+      truth: annotated keypoints [K,3] with visibility, by image name.
     """
 
     annotated: bool = False
@@ -40,11 +40,11 @@ class BoxFile:
     truth: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def of(self, name: str) -> tuple[Any, list[float]]:
-        """The boxes [N,4] of an image and their scores; none for an image that the file does not know."""
+        """The boxes [N,4] of an image and their scores; none if the file has none for it."""
         if self.same is not None:
             return self.same, [1.0] * len(self.same)
         stem = pathlib.PurePath(name).stem
-        # COCO's file names are the ids, padded with zeros.
+        # COCO's file names are the ids padded with zeros.
         number = self.ids.get(name) if self.ids else int(stem) if stem.isdecimal() else None
         found = self.boxes.get(name, []) + (self.boxes.get(number, []) if number is not None else [])
         return [box for box, _ in found], [score for _, score in found]
@@ -54,17 +54,17 @@ def read_boxes(path: str, labels: KeypointSet, annotations: str = "", threshold:
     """Reads a file of boxes, xywh in image pixels.
 
     Args:
-      path: a COCO or AI Challenger annotation file; a list of detections, COCO's result format, where `file_name` may
-        stand for `image_id`; a JSON object of boxes by file name (by frame number, of a video); or an .npy array
-        [N,4] of boxes that are on every image.
+      path: a COCO or AI Challenger annotation file; a list of detections in COCO's result format, in which `file_name`
+        may replace `image_id`; a JSON object of boxes by file name (by frame number for a video); or an .npy array
+        [N,4] of boxes for every image.
       labels: the keypoint set of the annotations.
-      annotations: tells detections' image ids and the true keypoints. Without it, an id is the number that the
-        image is called by.
+      annotations: an annotation file with the image ids of the detections and the true keypoints. Without it, an
+        image's id is the number in its file name.
       threshold: detections with a lower score are left out.
 
     Raises:
-      InputError: when a file is none of these, names a file outside of the image folder, or holds a record that is no
-        box or no list of K keypoints.
+      InputError: a file has none of these formats, names a file outside the image folder, or has a record without a
+        valid box or without K keypoints.
     """
     file = BoxFile(same=_array(path)) if path.endswith(".npy") else _read(path, labels, threshold)
     if annotations:
@@ -89,12 +89,12 @@ def _annotated(path: str, labels: KeypointSet) -> BoxFile:
     rows: list[tuple[int, list[float], np.ndarray | None]] = []
     for people in annotations.people():
         image_ids = people.image_ids()
-        # Files of all categories (instances_*.json) have no keypoints.
+        # Files with all categories (instances_*.json) have no keypoints.
         shown = ~people.crowds() & (people.annotated() | (people.integers("category_id", PERSON) == PERSON))
         people = people.chosen(shown)
-        boxes, annotated = people.boxes().tolist(), people.annotated()
-        points = iter(people.chosen(annotated).keypoints(labels))
-        truth = [next(points) if there else None for there in annotated]
+        boxes = people.boxes().tolist()
+        points = zip(people.keypoints(labels), people.annotated(), strict=True)
+        truth = [table if annotated else None for table, annotated in points]
         rows += zip(image_ids[shown].tolist(), boxes, truth, strict=True)
     names = annotations.names()
     file = BoxFile(annotated=True, ids={name: number for number, name in names.items()})
@@ -124,15 +124,10 @@ def _detected(path: str, threshold: float) -> BoxFile:
 def _array(path: str) -> np.ndarray:
     check_regular(path)
     try:
-        # Mapped, because a damaged header may claim any size.
+        # Memory-mapped, because a damaged header may declare any size.
         array = np.array(np.lib.format.open_memmap(path, mode="r"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # NumPy parses the header with Python's own parser
+    except Exception as error:  # NumPy parses the header with Python's parser, which raises many types
         raise InputError(f"{path}: not an array of numbers ({' '.join(str(error).split())[:200]})") from None
-    if array.dtype.kind not in "iuf" or array.ndim != 2 or array.shape[1] != 4:
-        raise InputError(f"{path}: {array.dtype} {list(array.shape)}; boxes are numbers [N, 4], xywh")
-    for number, box in enumerate(array.astype(np.float64)):
-        if not (np.abs(box) <= FARTHEST).all() or min(box[2:]) <= 0:
-            raise InputError(f"{path}: box {number}: {box.tolist()} (xywh) has no area, or lies outside of any image")
-    return array
+    return check_boxes(array, path)

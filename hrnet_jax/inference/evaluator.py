@@ -1,4 +1,4 @@
-"""Parameters -> keypoints of an evaluation set -> AP."""
+"""Evaluates parameters on a config's evaluation set: keypoints, then AP."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines.annotations import coco_annotations
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from data_pipelines.types import Batch
 from eval import coco
+from eval.records import Annotations, Predictions, from_corners
 from hrnet_jax import draw
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step, to_image
@@ -32,8 +32,12 @@ from hrnet_jax.models.names import Arrays
 class Evaluator:
     """Evaluates parameters on a config's evaluation set; keeps the compiled step and the annotations.
 
-    Raises InputError as `EvalData.load` and `eval.coco.evaluate` do, when the network lacks a keypoint that the
-    annotations have, and when sizes are to come from areas that they do not have.
+    Everything that an evaluation needs, apart from the content of the images, is read and checked here, so that a
+    training run fails before its first step.
+
+    Raises:
+      InputError: like `EvalData.load` and `eval.records.Annotations.read`; the network lacks an annotated keypoint; the
+        file annotates no keypoints.
     """
 
     def __init__(self, config: ConfigDict, mesh: jax.sharding.Mesh):
@@ -48,23 +52,24 @@ class Evaluator:
             )
         self.data = EvalData.load(config, self.codec, jax.process_index(), jax.process_count())
         annotations = pathlib.Path(config.data.root) / config.data.eval.annotations
-        self.truth = coco_annotations(annotations, self.labels)
-        if isinstance(self.truth, dict) and config.eval.use_area:
-            raise InputError(f"{annotations}: annotates no areas; set config.eval.use_area=False")
+        self.truth = Annotations.read(annotations, self.labels, config.eval.use_area)
+        if not self.truth.counted.any():
+            raise InputError(f"{annotations}: holds no person with labelled keypoints to evaluate")
+        self._category_of = self._categories()
         network = FunctionalModel.of(abstract_model(config, folded=True))
         self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
         self.fold = jax.jit(lambda params, stats: network.stack(fold(unstack(params), unstack(stats))))
         self.round_trip = jax.jit(lambda points, visible: self.codec.decode(self.codec.encode(points, visible)[0]))
         self._codec_AP: float | None = None
-        # Which of the network's keypoints the annotations know.
+        # The annotated keypoints among those of the network.
         self.order = [self.joints.index(name) for name in self.labels.names]
 
     def __call__(
         self, params: Arrays, stats: Arrays, should_stop: Callable[[], bool] = lambda: False
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-        """Returns flat metrics (the ten numbers and their conditions) and the kept predictions with their `score`.
+    ) -> tuple[dict[str, Any], Predictions] | None:
+        """Returns the ten numbers with their conditions, flat, and the predictions that remain after suppression.
 
-        None when `should_stop` said so in between.
+        Returns None if `should_stop` returned True before a batch.
         """
         start = time.monotonic()
         rows = self._answers(params, stats, should_stop)
@@ -72,26 +77,27 @@ class Evaluator:
             return None
         rows = gather_hosts(rows)
         order = np.argsort(rows["index"], kind="stable")
-        rows = {name: array[order[rows["valid"][order]]] for name, array in rows.items()}
+        rows = {name: array[order] for name, array in rows.items()}
         predictions = self._predictions(rows, rows["found"], rows["score"])
         device_seconds = time.monotonic() - start
 
-        numbers = self._measure(predictions)
-        kept = list(zip(numbers.pop("kept"), numbers.pop("scores"), strict=True))
-        images = len(np.unique(rows["image_id"]))
-        metrics = {**numbers, **self.conditions(), "images": images, "instances": len(predictions)}
-        if "possible" in rows:
-            ceiling = self._predictions(rows, rows["possible"], rows["possible_score"])
-            self._codec_AP = self._measure(ceiling)["AP"]
-        if self._codec_AP is not None:
+        numbers, kept = self._measure(predictions)
+        metrics = {
+            **numbers,
+            **self.conditions(),
+            "images": len(np.unique(predictions.image_ids)),
+            "instances": len(predictions),
+        }
+        if not self.config.data.eval.boxes:
+            if self._codec_AP is None:
+                self._codec_AP = self._measure(self._predictions(rows, *self._best_possible(rows)))[0]["AP"]
             metrics["codec_AP"] = self._codec_AP
         metrics["seconds_keypoints"] = round(device_seconds, 2)
         metrics["seconds_AP"] = round(time.monotonic() - start - device_seconds, 2)
-        by_id = {prediction["id"]: prediction for prediction in predictions}
-        return metrics, [{**by_id[i], "score": score} for i, score in kept]
+        return metrics, kept
 
     def _answers(self, params: Arrays, stats: Arrays, should_stop: Callable[[], bool]) -> dict[str, np.ndarray] | None:
-        """This host's rows of all batches, padding included, with `found` [N,K,2] in crop pixels and `score` [N,K]."""
+        """This host's rows of all batches, with padding, with `found` [N,K,2] in crop pixels and `score` [N,K]."""
         weights = self.fold(*jax.device_put((params, stats), replicated(self.mesh)))
         answered: list[Batch] = []
 
@@ -104,17 +110,14 @@ class Evaluator:
             with jax.transfer_guard("disallow"):  # nothing but the images moves
                 images = shard_batch({"image": batch.pop("image")}, self.mesh)["image"]
                 batch["found"], batch["score"] = self.step(weights, {}, images)
-            # The best that the codec allows does not change from one evaluation to the next.
-            if not self.config.data.eval.boxes and self._codec_AP is None:
-                batch["possible"], batch["possible_score"] = self._best_possible(batch)
-            if answered:  # the device works on this batch while the answers to the one before come back
+            if answered:  # while the device computes this batch
                 fetch(answered[-1])
             answered.append(batch)
         fetch(answered[-1])
         return {name: np.concatenate([batch[name] for batch in answered]) for name in answered[0]}
 
     def conditions(self) -> dict[str, Any]:
-        """What the numbers were measured under."""
+        """The conditions of the numbers."""
         e, (height, width) = self.config.eval, self.codec.input_size
         return {
             "boxes": pathlib.PurePath(self.config.data.eval.boxes).name or "annotated",
@@ -127,46 +130,72 @@ class Evaluator:
             "use_area": e.use_area,
         }
 
-    def _measure(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+    def _measure(self, predictions: Predictions) -> tuple[dict[str, float], Predictions]:
+        """The ten numbers, and the predictions that remain after suppression, with their final scores."""
         e = self.config.eval
-        return coco.evaluate(
-            self.truth,
+        kept = coco.select(
             predictions,
-            keypoint_set=self.labels,
+            self.labels,
             nms=e.nms,
             nms_threshold=e.nms_threshold,
             score_mode=e.score_mode,
             keypoint_threshold=e.keypoint_threshold,
-            use_area=e.use_area,
+        )
+        return coco.measure(self.truth, kept, self.labels), kept
+
+    def _predictions(self, rows: Batch, keypoints: np.ndarray, scores: np.ndarray) -> Predictions:
+        """Predictions for the valid rows, from keypoints [N,K,2] in crop pixels and their scores [N,K]."""
+        valid = rows["valid"]
+        if not (np.isfinite(keypoints[valid]).all() and np.isfinite(scores[valid]).all()):
+            raise InputError("the network's outputs are not finite; its weights are damaged")
+        in_image = to_image(keypoints, rows["center"], rows["scale"], self.codec)
+        ids, box_scores = rows["index"][valid], rows["box_score"][valid].astype(float)
+        return Predictions(
+            image_ids=rows["image_id"][valid],
+            category_ids=self._category_of(rows["instance_id"][valid]),
+            keypoints=in_image[valid][:, self.order].astype(float),
+            keypoint_scores=scores[valid][:, self.order].astype(float),
+            scores=box_scores,
+            boxes=from_corners(rows["box"][valid].astype(float)),
+            where=lambda i: f"prediction {ids[i]}",
+            ids=ids,
+            box_scores=box_scores,
+            areas=np.prod(rows["scale"][valid], axis=1).astype(float),
         )
 
-    def _predictions(self, batch: Batch, keypoints: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-        in_image = to_image(keypoints, batch["center"], batch["scale"], self.codec)
-        return [
-            {
-                "id": int(batch["index"][i]),
-                "image_id": int(batch["image_id"][i]),
-                "category_id": 1,
-                "keypoints": in_image[i, self.order],
-                "keypoint_scores": scores[i, self.order],
-                "box_score": float(batch["box_score"][i]),
-                "bbox": batch["box"][i],
-                "area": float(np.prod(batch["scale"][i])),
-            }
-            for i in np.flatnonzero(batch["valid"])
-        ]
+    def _categories(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Returns f(instance ids) -> category ids of the predictions."""
+        truth, only = self.truth, self.truth.categories[0]
+        if len(truth.categories) == 1:
+            return lambda ids: np.full(len(ids), only)
+        of_id = dict(zip(truth.ids.tolist(), truth.category_ids.tolist(), strict=True))
+        if self.config.data.eval.boxes or not set(self.data.instances.instance_id.tolist()) <= set(of_id):
+            raise InputError(
+                f"{truth.name}: people of {len(truth.categories)} categories have keypoints ({truth.categories}), and "
+                f"the boxes do not say whose they are; evaluate with annotated boxes (--config.data.eval.boxes=)"
+            )
+        return lambda ids: np.array([of_id[i] for i in ids.tolist()], int)
 
-    def _best_possible(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """What the codec makes of the true keypoints: the ceiling of any network."""
-        return jax.device_get(self.round_trip(batch["keypoints"], batch["visible"]))
+    def _best_possible(self, rows: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The true keypoints, encoded and decoded by the codec: the upper limit for any network."""
+        points, visible, size = rows["keypoints"], rows["visible"], self.data.batch_size
+        batches = (slice(start, start + size) for start in range(0, len(points), size))
+        decoded = [jax.device_get(self.round_trip(points[batch], visible[batch])) for batch in batches]
+        keypoints, scores = (np.concatenate(part) for part in zip(*decoded, strict=True))
+        return keypoints, scores
 
 
-def write(
-    output: str | os.PathLike, metrics: dict[str, Any], predictions: list[dict[str, Any]], evaluator: Evaluator
-) -> None:
-    """Writes an evaluation's files into a folder, the numbers first. Raises InputError when one cannot be written."""
+def write(output: str | os.PathLike, metrics: dict[str, Any], predictions: Predictions, evaluator: Evaluator) -> None:
+    """Writes an evaluation's files into a folder, metrics.json first. Raises InputError if one cannot be written."""
     folder = epath.Path(output)
     write_json(folder / "metrics.json", metrics)
-    results = coco.to_coco_results([(prediction, prediction["score"]) for prediction in predictions])
-    coco.write_results(folder / "keypoints.json", results)
-    draw.contact_sheet(folder / "predictions.png", predictions, evaluator.data.instances, evaluator.labels)
+    coco.write_results(folder / "keypoints.json", predictions.to_results())
+    draw.contact_sheet(
+        folder / "predictions.png",
+        evaluator.data.instances,
+        evaluator.labels,
+        predictions.image_ids,
+        predictions.keypoints,
+        predictions.keypoint_scores,
+        predictions.box_scores,
+    )

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from data_pipelines import transforms
-from data_pipelines.checks import FARTHEST, as_numbers
+from data_pipelines.checks import check_boxes
 from data_pipelines.errors import InputError
 from data_pipelines.images import MAX_MEGAPIXELS, read_rgb
 from data_pipelines.keypoints import keypoint_set
@@ -153,7 +153,7 @@ class Predictor:
         size = pixels.shape[0], pixels.shape[1]
         if boxes is None:
             boxes = [[0, 0, size[1], size[0]]]
-        xywh = _checked_boxes(boxes, name)
+        xywh = check_boxes(boxes, name)
         views = [self._view(box, size, clip, f"{name}: box {number}") for number, box in enumerate(xywh)]
         return BoxedImage(pixels, xywh, views)
 
@@ -238,22 +238,3 @@ def config_errors(where: str | os.PathLike) -> Iterator[None]:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: its config.json does not describe a model ({reason})") from error
-
-
-def _checked_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:
-    array = as_numbers(boxes)
-    if array is None:
-        raise InputError(f"{name}: boxes must be a table of numbers with four columns, xywh")
-    if not array.size:
-        return np.zeros((0, 4), np.float32)
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise InputError(f"{name}: boxes have the shape {list(array.shape)}; it must be [N, 4], xywh")
-    for number, box in enumerate(array):
-        where = f"{name}: box {number}: {box.tolist()} (xywh)"
-        if not np.isfinite(box).all():
-            raise InputError(f"{where} is not finite")
-        if min(box[2:]) <= 0:
-            raise InputError(f"{where} has no area")
-        if max(abs(box)) > FARTHEST:
-            raise InputError(f"{where} lies outside any image")
-    return array.astype(np.float32)

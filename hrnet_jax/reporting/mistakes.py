@@ -148,7 +148,7 @@ def _instances(config: ConfigDict) -> Instances:
 
 
 def _drawn(breakdown: Breakdown, row: int, instances: Instances, row_of: Mapping[int, int]) -> Html:
-    image_id = int(breakdown.image_ids[row])
+    image_id = int(breakdown.people.image_ids[row])
     kinds = np.bincount(breakdown.kinds[row][breakdown.kinds[row] >= 0], minlength=len(KINDS))
     told = ", ".join(f"{count} {kind}" for kind, count in zip(KINDS, kinds.tolist(), strict=True) if count)
     text = f"OKS {breakdown.oks[row]:.2f}, score {breakdown.scores[row]:.2f}: {told or 'no match'}"
@@ -164,12 +164,12 @@ def _drawn(breakdown: Breakdown, row: int, instances: Instances, row_of: Mapping
 
 def _side_by_side(image: np.ndarray, breakdown: Breakdown, row: int) -> bytes:
     """A JPEG of a person in a BGR image: the prediction beside the annotation."""
-    box = breakdown.boxes[row]
+    box = breakdown.people.boxes[row]
     corners = np.concatenate([box[:2], box[:2] + np.maximum(box[2:], 1)]).astype(np.float32)
     view = transforms.view_of_box(corners, _PADDING).fix_aspect(_TILE)
     matrix = transforms.warp_matrix(view, _TILE, "msra")
     crop = cv2.cvtColor(transforms.warp_image(image, matrix, _TILE), cv2.COLOR_BGR2RGB)
-    truth = breakdown.truth[row]
+    truth = breakdown.people.keypoints[row]
 
     def panel(points: Float[np.ndarray, "k 2"], shown: np.ndarray) -> np.ndarray:
         drawn = crop.copy()
