@@ -18,7 +18,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipelines.coco_files import PERSON, AnnotationFile, People, no_keypoints, read_results
+from data_pipelines.coco_files import AnnotationFile, People, no_keypoints
+from data_pipelines.detections import people_of, read_detections
 from data_pipelines.errors import InputError, brief
 from data_pipelines.images import ImageFiles
 from data_pipelines.instances import FORMAT_VERSION, Instances, read_index, write_index
@@ -99,34 +100,57 @@ def load_detections(
     """Reads a detector's boxes on the images of an annotation file.
 
     Args:
-      path: JSON list of `image_id`, `bbox` (xywh), `score`, `category_id`. Boxes of categories other than 1 are left
-        out; the score is not a reason, as in MMPose.
+      path: a file, or folder, of a format in `data_pipelines.detections`, with scores. Boxes of categories that have no
+        keypoints in the annotation file are left out; none is left out for its score, as in MMPose.
       annotations: the file that lists the images, of any format that `load_instances` accepts.
       images: the folder of the images; None if they are not files (see `Instances.on_images_of`).
       keypoints: the keypoint set of the instances, whose keypoints are all unlabelled.
 
     Raises:
-      InputError: like `load_instances`; also for a box without area.
+      InputError: like `load_instances` and `read_detections`; a box has no area or no score, or is on an unknown image.
     """
     path, annotations, folder = pathlib.Path(path), pathlib.Path(annotations), pathlib.Path(images or "")
     file = AnnotationFile(annotations)
     file.read_images()
-    names, found = file.names(), read_results(path, "detection")
+    names, people = file.names(), people_of(file.listed_categories)
+    found = read_detections(path, people)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; it should hold the images of {annotations}")
-    found = found.chosen(found.integers("category_id", PERSON) == PERSON)
     if not len(found):
-        raise InputError(f"{path}: holds no detection of category 1 (person)")
-    image_ids, boxes = found.integers("image_id"), found.boxes()
-    scores = found.numbers("score", (), "a number").astype(np.float32)
-    for i, (image_id, box) in enumerate(zip(image_ids.tolist(), boxes, strict=True)):
-        if image_id not in file.images:
-            raise InputError(f"{found.where(i)}: image_id {image_id} is not in {annotations}")
-        if min(box[2:]) <= 0:
-            raise InputError(f"{found.where(i)}: the box {box.tolist()} (xywh) has no area")
+        raise InputError(
+            f"{path}: holds no detection of category {min(people[0])} ({', '.join(people[1]) or 'unnamed'})"
+        )
+    ids: dict[str | int, int] = {}
+    for image_id, name in names.items():
+        stem = os.path.splitext(name)[0]
+        ids |= {name: image_id, stem: image_id}
+        if found.frames and os.path.basename(stem).isdecimal():
+            ids[int(os.path.basename(stem))] = image_id
+    if not found.frames:
+        ids |= {image_id: image_id for image_id in names}
+    boxes, image_ids = found.boxes.copy(), np.empty(len(found), np.int64)
+    for i, image in enumerate(found.images):
+        if image not in ids:
+            raise InputError(f"{found.where(i)}: image_id {brief(str(image))} is not in {annotations}")
+        image_ids[i] = ids[image]
+        if found.relative:
+            boxes[i] *= _size(file, ids[image], found.where(i))
+        if min(boxes[i, 2:]) <= 0:
+            raise InputError(f"{found.where(i)}: the box {boxes[i].tolist()} (xywh) has no area")
+    if (lacking := np.isnan(found.scores)).any():
+        where = found.where(int(lacking.argmax()))
+        raise InputError(f"{where}: no 'score'; AP needs the detector's scores (Ultralytics: save_conf=True)")
     unlabelled = np.zeros((len(found), len(keypoints), 3))
-    people = _instances(path, folder, names, image_ids, np.array(found.positions), boxes, unlabelled, {})
-    return dataclasses.replace(people, box_score=scores, detected=True)
+    instances = _instances(path, folder, names, image_ids, np.arange(len(found)), boxes, unlabelled, {})
+    return dataclasses.replace(instances, box_score=found.scores.astype(np.float32), detected=True)
+
+
+def _size(file: AnnotationFile, image_id: int, where: str) -> np.ndarray:
+    """Width, height, width, height of an image, in pixels."""
+    height, width = file.sizes.get(image_id, (None, None))
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise InputError(f"{where}: is relative to the image, whose 'width' and 'height' {file.name} does not give")
+    return np.array([width, height, width, height])
 
 
 def _kept(people: People, keypoints: KeypointSet, dropped: collections.Counter[str]) -> tuple[np.ndarray, ...]:

@@ -144,24 +144,43 @@ class Records:
         return row
 
 
-def check_boxes(boxes: Any, name: str) -> Float[np.ndarray, "n 4"]:
-    """Returns boxes, xywh in pixels. Raises InputError, which names `name` and the box, if one cannot be used."""
+def from_corners(boxes: Float[np.ndarray, "n 4"], box_format: str = "xyxy") -> Float[np.ndarray, "n 4"]:
+    """Boxes xyxy as xywh; boxes of format "xywh" unchanged. Raises InputError for another format."""
+    if box_format == "xywh":
+        return boxes
+    if box_format != "xyxy":
+        raise InputError(f"box_format={box_format!r}: must be xywh or xyxy")
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def check_boxes(boxes: Any, name: str, box_format: str = "xywh") -> Float[np.ndarray, "n 4"]:
+    """Returns boxes as xywh in pixels.
+
+    Args:
+      boxes: a table of numbers [N,4], xywh or xyxy.
+      name: of their origin, for messages.
+      box_format: "xywh" or "xyxy".
+
+    Raises:
+      InputError: names a box that cannot be used.
+    """
     array = as_numbers(boxes)
     if array is None:
-        raise InputError(f"{name}: boxes must be a table of numbers with four columns, xywh")
+        raise InputError(f"{name}: boxes must be a table of numbers with four columns, {box_format}")
     if not array.size:
         return np.zeros((0, 4), np.float32)
     if array.ndim != 2 or array.shape[1] != 4:
-        raise InputError(f"{name}: boxes have the shape {list(array.shape)}; it must be [N, 4], xywh")
-    for number, box in enumerate(array):
-        where = f"{name}: box {number}: {box.tolist()} (xywh)"
+        raise InputError(f"{name}: boxes have the shape {list(array.shape)}; it must be [N, 4], {box_format}")
+    xywh = from_corners(array, box_format)
+    for number, (box, given) in enumerate(zip(xywh, array, strict=True)):
+        where = f"{name}: box {number}: {given.tolist()} ({box_format})"
         if not np.isfinite(box).all():
             raise InputError(f"{where} is not finite")
         if min(box[2:]) <= 0:
             raise InputError(f"{where} has no area")
         if max(abs(box)) > FARTHEST:
             raise InputError(f"{where} lies outside any image")
-    return array.astype(np.float32)
+    return xywh.astype(np.float32)
 
 
 def check_name(where: str, name: Any) -> str:

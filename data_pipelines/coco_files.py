@@ -99,6 +99,8 @@ class AnnotationFile:
 
     Attributes:
       name: of the file, for messages.
+      sizes: unchecked (height, width) by image id, where the file gives them.
+      listed_categories: the unchecked categories of a COCO file.
       images: unchecked file names by image id, which in AI Challenger's format is the position in the file.
       native: whether it has AI Challenger's own format.
       lists: the names of the lists in a COCO file.
@@ -108,7 +110,8 @@ class AnnotationFile:
         self._source = source
         self.name = "annotations" if isinstance(source, Mapping) else str(source)
         self.images: dict[int, Any] = {}
-        self._categories: list[Any] = []
+        self.sizes: dict[int, tuple[Any, Any]] = {}
+        self.listed_categories: list[Any] = []
         self.native = False
         self.lists: set[str] = set()
 
@@ -117,7 +120,7 @@ class AnnotationFile:
 
         Raises InputError if the file has no images, or two images with one id.
         """
-        self.images, self._categories = {}, []
+        self.images, self.listed_categories = {}, []
         batch: list[Any] = []
         count = 0
         for key, piece in self._pieces():
@@ -126,8 +129,8 @@ class AnnotationFile:
                 if not self.images:  # the list of images comes later
                     self.read_images()
                 batch.append({k: piece[k] for k in _FIELDS if k in piece} if isinstance(piece, Mapping) else piece)
-            elif key == "categories":
-                self._categories.append(piece)
+            elif key == "categories" and piece not in self.listed_categories:
+                self.listed_categories.append(piece)
             elif key == "":
                 batch += self._humans(count + len(batch), piece)
             if len(batch) >= _CHUNK:
@@ -138,10 +141,12 @@ class AnnotationFile:
             yield People(batch, self, count)
 
     def read_images(self) -> None:
-        """Reads only the images; raises InputError as `people` does."""
-        self.images = {}
+        """Reads only the images and the categories; raises InputError as `people` does."""
+        self.images, self.listed_categories = {}, []
         for key, piece in self._pieces():
             self._take_image(key, piece)
+            if key == "categories":
+                self.listed_categories.append(piece)
         self.require("images")
 
     def require(self, key: str) -> None:
@@ -159,7 +164,11 @@ class AnnotationFile:
 
     def categories(self) -> list[int]:
         """The ids of the listed categories. Raises InputError if one has none."""
-        return [PERSON] if self.native else Records(self._categories, self._naming("category")).integers("id").tolist()
+        return (
+            [PERSON]
+            if self.native
+            else Records(self.listed_categories, self._naming("category")).integers("id").tolist()
+        )
 
     def _pieces(self) -> Iterator[tuple[str, Any]]:
         if not isinstance(self._source, Mapping):
@@ -177,6 +186,7 @@ class AnnotationFile:
             if type(image_id) is not int or abs(image_id) >= 2**63:
                 image_id = Records([piece], self._naming("image"), number).integers("id").tolist()[0]
             name = piece.get("file_name")
+            self.sizes[image_id] = piece.get("height"), piece.get("width")
             if (other := self.images.setdefault(image_id, name)) != name:
                 raise InputError(
                     f"{self.name}: images {brief(other)} and {brief(name)} both have id {image_id}; give each its own "

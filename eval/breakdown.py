@@ -99,7 +99,11 @@ def diagnose(
     """
     joints = find_keypoint_set(keypoint_set)
     detections = Detections.from_results(results, joints)
-    people = Annotations.read(annotations, joints, use_area, detections)
+    return compare(Annotations.read(annotations, joints, use_area, detections), detections, joints)
+
+
+def compare(people: Annotations, detections: Detections, joints: KeypointSet) -> Breakdown:
+    """`diagnose` for annotations and detections that were read before."""
     counted, numbers = np.flatnonzero(people.counted), np.cumsum(people.counted) - 1
     unknown = np.full((len(counted), len(joints)), np.nan)
     result = Breakdown(

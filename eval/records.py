@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from data_pipelines.checks import Records
+from data_pipelines.checks import Records, from_corners
 from data_pipelines.coco_files import PERSON, AnnotationFile, Path, no_keypoints, read_results
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet
@@ -249,11 +249,6 @@ class Annotations:
             iscrowd=self.crowds.astype(int),
             num_keypoints=np.count_nonzero(self.keypoints[..., 2] > 0, axis=1),
         )
-
-
-def from_corners(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """Boxes xyxy as xywh."""
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def _chosen(table: Detections | Annotations, rows: Int[np.ndarray, " m"]) -> dict[str, Any]:

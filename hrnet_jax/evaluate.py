@@ -1,4 +1,4 @@
-r"""Evaluates a checkpoint: predicts keypoints and computes AP.
+r"""Evaluates a checkpoint: predicts keypoints and computes AP, PCK and pixel errors.
 
     python -m hrnet_jax.evaluate --checkpoint runs/quickstart --output runs/quickstart/annotated_boxes \
         --config.data.eval.boxes=
@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import storage
 from eval import coco
+from eval.distances import format_distances
 from hrnet_jax import config as config_lib
 from hrnet_jax.inference.evaluator import Evaluator, write
 from hrnet_jax.mesh import create_mesh, is_main_host
@@ -67,8 +68,9 @@ def _evaluate(values: Mapping[str, Any], config: ConfigDict) -> None:
     metrics = evaluate(trained._replace(config=config), values["output"])
     if not is_main_host():
         return
-    conditions = {key: value for key, value in metrics.items() if key not in coco.METRICS}
+    conditions = {key: value for key, value in metrics.items() if key not in (*coco.METRICS, "distances")}
     print(coco.format_table(metrics, conditions))
+    print(format_distances(metrics["distances"]))
 
 
 if __name__ == "__main__":

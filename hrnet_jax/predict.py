@@ -3,9 +3,9 @@
     python -m hrnet_jax.predict --checkpoint runs/quickstart --images photos --boxes boxes.json --output runs/photos
 
 writes predictions.json, and drawn/NAME.png for each image or drawn.mp4. --boxes takes a COCO annotation file (whose
-keypoints are drawn beside the predictions), a list of detections in COCO's format, a JSON object {file name: [[x, y,
-width, height], ...]}, or an .npy array [N,4] of boxes for every image. Without --boxes, each image shows one person.
-See docs/predict.md.
+keypoints are drawn beside the predictions), detections (COCO results, a folder of Ultralytics labels, a MOT file, or a
+JSON object {file name: [[x, y, width, height], ...]}), or an .npy array [N,4] of boxes for every image. Without
+--boxes, each image shows one person. See docs/predict.md.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ OPTIONS: cli.Options = {
     "checkpoint": (None, "work directory, or converted or exported folder"),
     "images": (None, "image, folder of images (including subfolders) or video"),
     "output": (None, "folder for predictions.json and the pictures"),
-    "boxes": ("", "person boxes: annotations, detections, JSON by file name, or .npy; default: the full image"),
+    "boxes": (
+        "",
+        "annotations, detections (COCO, Ultralytics, MOT), JSON by name, or .npy; default: the full image",
+    ),
     "annotations": (
         "",
         "COCO annotation file: image ids for --boxes, and keypoints to draw beside the predictions",
     ),
+    "box_format": ("xywh", "or xyxy: corners, of detections, boxes by file name and .npy"),
     "box_threshold": (0.3, "omits detections with a lower score"),
     "score_threshold": (0.3, "omits keypoints with a lower score from the pictures"),
     "flip_test": (True, "averages over two mirrored views (if config.eval.flip_test): better, twice the work"),
@@ -89,7 +93,7 @@ def predict(
 
     def prepared() -> Iterator[BoxedImage]:
         for shot in source.shots(predictor.max_megapixels, leave_out):
-            xywh, scores = boxes.of(shot.key) if boxes else (None, [1.0])
+            xywh, scores = boxes.of(shot.key, shot.pixels.shape[:2]) if boxes else (None, [1.0])
             try:
                 item = predictor.prepare(shot.pixels, xywh, name=shot.where, clip=bool(boxes and boxes.annotated))
             except InputError as error:
@@ -144,11 +148,11 @@ def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
     boxes = None
     if values["boxes"] or values["annotations"]:
         path = values["boxes"] or values["annotations"]
-        boxes = read_boxes(path, labels, values["annotations"], values["box_threshold"])
+        boxes = read_boxes(path, labels, values["annotations"], values["box_threshold"], values["box_format"])
         names = [utf8(name) for name in source.names]
         if names and boxes.same is None and not any(boxes.of(name)[0] for name in names):
             raise InputError(f"{path}: has no box for {names[0]} or any other image in {source.path}")
-        others = sorted({name for name in boxes.boxes if isinstance(name, str)} - {*names})
+        others = boxes.unknown(names)
         if others and os.path.isdir(source.path):
             logger.warning("%s: %d names are not images in %s, e.g. %s", path, len(others), source.path, others[0])
     with config_errors(values["checkpoint"]):

@@ -171,7 +171,8 @@ def _results(evaluations: list[Evaluation]) -> list[Html]:
         )
         return [tag("h2", "Results"), note(text)]
     numbers = [[found.name, *(_ap(found.metrics[key]) for key in METRICS)] for found in evaluations]
-    keys = dict.fromkeys(key for found in evaluations for key in found.metrics if key not in METRICS)
+    flat = ((key, value) for found in evaluations for key, value in found.metrics.items() if key not in METRICS)
+    keys = dict.fromkeys(key for key, value in flat if not isinstance(value, dict))
     conditions = [[key, *(found.metrics.get(key, "") for found in evaluations)] for key in keys]
     names = [found.name for found in evaluations]
     return [

@@ -35,6 +35,7 @@ from data_pipelines import storage
 from data_pipelines.json_files import read_json_if_intact
 from data_pipelines.pipeline import TrainData, iterate
 from eval import coco
+from eval.distances import format_distances
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.evaluator import Evaluator, write
@@ -216,7 +217,8 @@ class Run:
             return
         numbers, predictions = result
         conditions = self.evaluator.conditions()
-        logger.info("step %d\n%s", step, coco.format_table(numbers, conditions))
+        distances = format_distances(numbers["distances"], total_only=True)
+        logger.info("step %d\n%s\n%s", step, coco.format_table(numbers, conditions), distances)
         measured = {name: numbers[name] for name in coco.METRICS}
         self.writer.write(step, {metrics.EVALUATION + name: value for name, value in measured.items()})
         if is_main_host():

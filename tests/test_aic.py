@@ -86,6 +86,23 @@ def test_keypoints_are_taken_by_name(evaluator, shared):
     assert compared > 80
 
 
+def test_several_categories_are_evaluated_as_annotated(evaluator, shared, tmp_path):
+    """Half of the annotations have category 2, none is listed; detected boxes do not tell the two apart."""
+    content = json.loads((shared / "data" / CONVERTED).read_text())
+    del content["categories"]
+    for annotation in content["annotations"][::2]:
+        annotation["category_id"] = 2
+    (tmp_path / "two.json").write_text(json.dumps(content))
+    two = {**ON_AIC, "annotations": str(tmp_path / "two.json")}
+    numbers, predictions = best_possible(evaluator("aic.py:udp", two, use_area=False))
+    assert numbers["AP"] > 0.95
+    assert set(predictions.category_ids.tolist()) == {1, 2}
+    box = {"image_id": content["images"][0]["id"], "bbox": [1, 1, 50, 50], "score": 1}
+    (tmp_path / "boxes.json").write_text(json.dumps([box]))
+    with pytest.raises(InputError, match=r"two.json: keypoints of categories \[1, 2\]; .*data.eval.boxes="):
+        evaluator("aic.py:udp", {**two, "boxes": str(tmp_path / "boxes.json")}, use_area=False)
+
+
 def test_a_model_without_a_keypoint_is_refused(evaluator):
     with pytest.raises(InputError, match=r"eval.keypoints='aic': the model's set 'coco' lacks head_top, neck"):
         evaluator("coco_aic_merge.py", {**ON_AIC, "annotations": NATIVE}, use_area=False)

@@ -33,6 +33,10 @@ def test_it_knows_its_people(overfitted, shared):
     assert metrics["AP"] >= 0.95
     assert metrics["codec_AP"] >= 0.99
     assert metrics["instances"] == 12
+    total = metrics["distances"]["keypoints"]["all"]
+    assert metrics["distances"]["missed"] == 0
+    assert total["PCK@0.2"] > 0.95 > total["PCK@0.1"] > 0.6
+    assert 0.5 < total["error"] < total["RMSE"] < 10
     # The results file says the same to anybody's pycocotools.
     again = evaluate_results(
         shared / "data/coco_val4/annotations/person_keypoints_val2017.json", overfitted / "keypoints.json"

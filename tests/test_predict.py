@@ -87,6 +87,13 @@ def test_people_are_where_evaluation_finds_them(folder, predictor, people, boxes
     evaluator = Evaluator(trained.config, create_mesh())
     metrics, predictions = evaluator(trained.params, trained.stats)
     assert set(METRICS) <= set(metrics)
+    distances = metrics["distances"]
+    assert distances["people"] == evaluator.truth.counted.sum()
+    assert (distances["missed"] == 0) == (not boxes)  # noise on detected boxes matches nobody
+    assert (
+        distances["keypoints"]["all"]["labelled"]
+        == (evaluator.truth.keypoints[evaluator.truth.counted, :, 2] > 0).sum()
+    )
     instances = evaluator.data.instances
     assert len(predictions) == len(instances) > 6
     off: list[float] = []
@@ -114,6 +121,18 @@ def test_results_have_the_promised_nesting(predictor, people):
     height, width = cv2.imread(str(path)).shape[:2]
     assert answers[1][0]["bbox"].tolist() == [0, 0, width, height]
     assert predictor([], None) == []
+
+
+def test_boxes_may_be_corners(predictor):
+    xywh, xyxy = [[10, 10, 30, 40], [20.5, 5, 30, 50]], [[10, 10, 40, 50], [20.5, 5, 50.5, 55]]
+    expected, found = predictor(image(), xywh)[0], predictor(image(), xyxy, box_format="xyxy")[0]
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours["keypoints"], theirs["keypoints"])
+        np.testing.assert_array_equal(ours["bbox"], theirs["bbox"])
+    with pytest.raises(InputError, match=r"image 0: box 0: \[40.0, 10.0, 30.0, 50.0\] \(xyxy\) has no area"):
+        predictor(image(), [[40, 10, 30, 50]], box_format="xyxy")
+    with pytest.raises(InputError, match="box_format='yxyx': must be xywh or xyxy"):
+        predictor(image(), xyxy, box_format="yxyx")
 
 
 def test_nobody_depends_on_who_else_is_there(predictor):

@@ -13,13 +13,16 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines.checks import from_corners
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from data_pipelines.types import Batch
 from eval import coco
-from eval.records import Annotations, Predictions, from_corners
+from eval.breakdown import MATCH, compare
+from eval.distances import measure_distances
+from eval.records import Annotations, Predictions
 from hrnet_jax import draw
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step, to_image
@@ -55,7 +58,12 @@ class Evaluator:
         self.truth = Annotations.read(annotations, self.labels, config.eval.use_area)
         if not self.truth.counted.any():
             raise InputError(f"{annotations}: holds no person with labelled keypoints to evaluate")
-        self._category_of = self._categories()
+        self._annotation = None if config.data.eval.boxes else self._annotations_of_boxes()
+        if self._annotation is None and len(self.truth.categories) > 1:
+            raise InputError(
+                f"{annotations}: keypoints of categories {self.truth.categories}; with detected boxes there can be "
+                "only one; evaluate with annotated boxes (--config.data.eval.boxes=)"
+            )
         network = FunctionalModel.of(abstract_model(config, folded=True))
         self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
         self.fold = jax.jit(lambda params, stats: network.stack(fold(unstack(params), unstack(stats))))
@@ -67,7 +75,9 @@ class Evaluator:
     def __call__(
         self, params: Arrays, stats: Arrays, should_stop: Callable[[], bool] = lambda: False
     ) -> tuple[dict[str, Any], Predictions] | None:
-        """Returns the ten numbers with their conditions, flat, and the predictions that remain after suppression.
+        """Returns the content of metrics.json, and the predictions that remain after suppression.
+
+        The metrics are the ten numbers and their conditions, and a section `distances` (`eval.distances`).
 
         Returns None if `should_stop` returned True before a batch.
         """
@@ -92,6 +102,7 @@ class Evaluator:
             if self._codec_AP is None:
                 self._codec_AP = self._measure(self._predictions(rows, *self._best_possible(rows)))[0]["AP"]
             metrics["codec_AP"] = self._codec_AP
+        metrics["distances"] = self._distances(predictions, kept)
         metrics["seconds_keypoints"] = round(device_seconds, 2)
         metrics["seconds_AP"] = round(time.monotonic() - start - device_seconds, 2)
         return metrics, kept
@@ -124,6 +135,7 @@ class Evaluator:
             "annotations": pathlib.PurePath(self.config.data.eval.annotations).name,
             "model": f"{self.config.model.variant} {height}x{width} {self.config.codec.name}",
             "keypoints": self.joints.name,
+            "sigmas": self.labels.sigmas_from,
             "flip_test": e.flip_test,
             "nms": f"{e.nms} {e.nms_threshold:g}",
             "score_mode": e.score_mode,
@@ -149,10 +161,15 @@ class Evaluator:
         if not (np.isfinite(keypoints[valid]).all() and np.isfinite(scores[valid]).all()):
             raise InputError("the network's outputs are not finite; its weights are damaged")
         in_image = to_image(keypoints, rows["center"], rows["scale"], self.codec)
-        ids, box_scores = rows["index"][valid], rows["box_score"][valid].astype(float)
+        ids = rows["index"][valid]
+        if self._annotation is None:
+            categories = np.full(len(ids), self.truth.categories[0])
+        else:
+            categories = self.truth.category_ids[self._annotation[ids]]
+        box_scores = rows["box_score"][valid].astype(float)
         return Predictions(
             image_ids=rows["image_id"][valid],
-            category_ids=self._category_of(rows["instance_id"][valid]),
+            category_ids=categories,
             keypoints=in_image[valid][:, self.order].astype(float),
             keypoint_scores=scores[valid][:, self.order].astype(float),
             scores=box_scores,
@@ -163,18 +180,30 @@ class Evaluator:
             areas=np.prod(rows["scale"][valid], axis=1).astype(float),
         )
 
-    def _categories(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Returns f(instance ids) -> category ids of the predictions."""
-        truth, only = self.truth, self.truth.categories[0]
-        if len(truth.categories) == 1:
-            return lambda ids: np.full(len(ids), only)
-        of_id = dict(zip(truth.ids.tolist(), truth.category_ids.tolist(), strict=True))
-        if self.config.data.eval.boxes or not set(self.data.instances.instance_id.tolist()) <= set(of_id):
+    def _annotations_of_boxes(self) -> np.ndarray:
+        """int [boxes]: for each annotated box its row in `truth`."""
+        instances, truth = self.data.instances, self.truth
+        rows = {key: row for row, key in enumerate(zip(truth.image_ids.tolist(), truth.ids.tolist(), strict=True))}
+        keys = list(zip(instances.image_id.tolist(), instances.instance_id.tolist(), strict=True))
+        if missing := [number for image_id, number in keys if (image_id, number) not in rows]:
             raise InputError(
-                f"{truth.name}: people of {len(truth.categories)} categories have keypoints ({truth.categories}), and "
-                f"the boxes do not say whose they are; evaluate with annotated boxes (--config.data.eval.boxes=)"
+                f"{truth.name}: lacks annotation {missing[0]}, which the prepared records have; set "
+                "config.data.eval.annotations to the file that was prepared, or prepare again"
             )
-        return lambda ids: np.array([of_id[i] for i in ids.tolist()], int)
+        return np.array([rows[key] for key in keys])
+
+    def _distances(self, predictions: Predictions, kept: Predictions) -> dict[str, Any]:
+        """The section `distances` of metrics.json, see `eval.distances`."""
+        if self._annotation is None:
+            matches = compare(self.truth, kept, self.labels)
+            people, matching = matches.people, f"by score to the person of the highest OKS, at least {MATCH:g}"
+            found = np.where(matches.matched[:, None, None], matches.found, np.nan)
+        else:
+            found = np.full((len(self.truth), len(self.labels), 2), np.nan)
+            found[self._annotation[predictions.ids]] = predictions.keypoints
+            people, matching = self.truth.chosen(np.flatnonzero(self.truth.counted)), "each annotated box to its person"
+            found = found[self.truth.counted]
+        return {"matching": matching, **measure_distances(self.labels, people.keypoints, people.boxes, found)}
 
     def _best_possible(self, rows: Batch) -> tuple[np.ndarray, np.ndarray]:
         """The true keypoints, encoded and decoded by the codec: the upper limit for any network."""

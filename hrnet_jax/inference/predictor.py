@@ -40,7 +40,7 @@ BATCH_SIZE = 16
 Image = str | os.PathLike | np.ndarray
 
 # `keypoints` float32 [K,2], (x, y) in image pixels; `scores` float32 [K]; `labels` int64 [K], indices into the keypoint
-# set; `bbox` float32 [4], xywh, as given.
+# set; `bbox` float32 [4], xywh.
 Person = dict[str, np.ndarray]
 
 
@@ -107,18 +107,25 @@ class Predictor:
         self._weights = jax.jit(fold)(*jax.device_put((trained.params, trained.stats), jax.local_devices()[0]))
 
     def __call__(
-        self, images: Image | Sequence[Image], boxes: Any = None, *, heatmaps: bool = False, clip: bool = False
+        self,
+        images: Image | Sequence[Image],
+        boxes: Any = None,
+        *,
+        heatmaps: bool = False,
+        clip: bool = False,
+        box_format: str = "xywh",
     ) -> list[list[Person]]:
         """Predicts the keypoints of people.
 
         Args:
           images: one or several images: a path, or uint8 RGB [height, width, 3]. Sizes may differ. Files are rotated by
             their EXIF orientation, and boxes refer to the rotated image.
-          boxes: for each image (or for the single image) xywh in image pixels [N,4], or None for the full image. Boxes
+          boxes: for each image (or for the single image) boxes in image pixels [N,4], or None for the full image. Boxes
             may extend beyond the image; the crop is black there.
           heatmaps: adds to each person `heatmaps`, float32 [h,w,K], the network's output averaged over the two views of
             the flip test, and `heatmap_matrix` [2,3], the affine map from image pixels to heatmap cells.
           clip: clips boxes to the image; MMPose clips annotated boxes but not detections.
+          box_format: "xywh" (left, top, width, height) or "xyxy" (left, top, right, bottom).
 
         Returns:
           For each image, a list with one dict per box, in order, see `Person`.
@@ -137,10 +144,15 @@ class Predictor:
         elif not hasattr(boxes, "__len__") or len(boxes) != len(images):
             raise InputError(f"boxes: must be a list of {len(images)} tables or None, one per image")
         pairs = enumerate(zip(images, boxes, strict=True))
-        prepared = (self.prepare(image, b, name=f"image {number}", clip=clip) for number, (image, b) in pairs)
+        prepared = (
+            self.prepare(image, b, name=f"image {number}", clip=clip, box_format=box_format)
+            for number, (image, b) in pairs
+        )
         return list(self.people(prepared, heatmaps=heatmaps))
 
-    def prepare(self, image: Image, boxes: Any = None, *, name: str = "image", clip: bool = False) -> BoxedImage:
+    def prepare(
+        self, image: Image, boxes: Any = None, *, name: str = "image", clip: bool = False, box_format: str = "xywh"
+    ) -> BoxedImage:
         """Reads and checks an image and its boxes (see `__call__`); `name` identifies an array in messages."""
         if isinstance(image, (str, os.PathLike)):
             name, image = str(image), read_rgb(image, self.max_megapixels)
@@ -152,8 +164,8 @@ class Predictor:
             raise InputError(f"{name}: {pixels.dtype} {list(pixels.shape)}; an image is uint8 RGB [height, width, 3]")
         size = pixels.shape[0], pixels.shape[1]
         if boxes is None:
-            boxes = [[0, 0, size[1], size[0]]]
-        xywh = check_boxes(boxes, name)
+            boxes, box_format = [[0, 0, size[1], size[0]]], "xywh"
+        xywh = check_boxes(boxes, name, box_format)
         views = [self._view(box, size, clip, f"{name}: box {number}") for number, box in enumerate(xywh)]
         return BoxedImage(pixels, xywh, views)
 

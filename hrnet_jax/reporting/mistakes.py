@@ -1,4 +1,4 @@
-"""The mistakes of an evaluation, for a report: kinds of mistakes, a table by keypoint, and drawings of the worst."""
+"""The part of a report about keypoints: PCK and pixel errors, kinds of mistakes, drawings of the worst predictions."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from data_pipelines.instances import Instances
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from eval.breakdown import KINDS, MATCH, Breakdown, diagnose
+from eval.distances import NUMBERS, cells_of, describe
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.draw import skeleton
 from hrnet_jax.reporting.page import Html, bar, legend, note, picture, table, tag
@@ -41,30 +42,41 @@ EXPLANATION = (
 
 
 def mistakes(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDict) -> list[Html]:
-    """The mistakes in a folder's keypoints.json, or a note that says why they cannot be computed.
+    """Distances by keypoint, and the mistakes in a folder's keypoints.json or a note why they cannot be computed.
 
     Args:
       folder: an evaluation's output.
       metrics: its metrics.json.
       config: the config with the locations of annotations and images; may be empty.
     """
+    content = list(_distances(metrics.get("distances")))
     try:
         breakdown = _breakdown(folder, metrics, config)
     except InputError as error:
-        return [note(f"Mistakes cannot be computed: {error}")]
+        return [*content, note(f"Mistakes cannot be computed: {error}")]
     counts = breakdown.counts()
     matched = int(breakdown.matched.sum())
     text = (
         f"{matched:,} of {len(breakdown):,} people have a prediction (OKS of at least {MATCH:g}); "
         f"{breakdown.extra:,} predictions match no person. Those people have {counts.sum():,} labelled keypoints:"
     )
-    content = [tag("p", text)]
+    content.append(tag("p", text))
     if counts.sum():
         shares = dict(zip(KINDS, (counts.sum(0) / counts.sum()).tolist(), strict=True))
         content.append(bar(shares, _COLOURS, large=True))
         content.append(legend({f"{kind} {shares[kind]:.1%}": _COLOURS[kind] for kind in KINDS}))
         content.append(table(*_by_keypoint(breakdown), total=True))
     return [*content, *_worst(breakdown, config)]
+
+
+def _distances(section: Any) -> Iterator[Html]:
+    """The section `distances` of a metrics.json as a table by keypoint; nothing if it is absent or damaged."""
+    try:
+        rows = [[name, f"{n['labelled']:,}", *cells_of(n)] for name, n in section["keypoints"].items()]
+        yield tag("p", f"{describe(section)}; matched {section['matching']}.")
+        yield table(["keypoint", "labelled", *NUMBERS], rows, total=True)
+    except (TypeError, LookupError, AttributeError, ValueError):
+        return
 
 
 def _breakdown(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDict) -> Breakdown:
