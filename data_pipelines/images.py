@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import math
 import os
 import stat
 from typing import Protocol, runtime_checkable
 
 import cv2
-import numpy as np
-import PIL.ImageFile
-from jaxtyping import UInt8
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.PpmImagePlugin import PpmImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from data_pipelines.errors import InputError
+from data_pipelines.image_headers import Pixels, read_header
 
 # Pipelines run their own threads or processes.
 cv2.setNumThreads(0)
 # Damaged files are reported by InputError, not by OpenCV on standard error.
-cv2.setLogLevel(0)
-
-Pixels = UInt8[np.ndarray, "height width 3"]
+getattr(cv2.utils, "logging", cv2).setLogLevel(0)  # moved in OpenCV 4.13
 
 # A file of a few kilobytes can declare gigabytes of pixels.
 MAX_MEGAPIXELS = 50.0
 _BYTES_PER_PIXEL = 8  # 16-bit RGBA
 _MAX_SIDE = 32766  # pixels, OpenCV's limit for warping
-
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-# By magic bytes. PIL.Image.open knows more formats than OpenCV decodes, and warns about sizes.
-_FORMATS: dict[bytes, type[PIL.ImageFile.ImageFile]] = {
-    _JPEG_START: JpegImageFile,
-    b"\x89PNG": PngImageFile,
-    b"RIFF": WebPImageFile,
-    b"BM": BmpImageFile,
-    **{start: TiffImageFile for start in (b"II*\0", b"MM\0*")},
-    **{b"P%d" % kind: PpmImageFile for kind in range(1, 7)},
-}
 
 
 @runtime_checkable
@@ -114,10 +93,10 @@ class Decoded:
 
 
 def read_image(path: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
-    """Reads an image as BGR, rotated by its EXIF orientation.
+    """Reads an image as BGR, rotated by its EXIF orientation; the first image of an animation.
 
     Args:
-      path: a regular file: JPEG, PNG, WebP, BMP, TIFF or PNM.
+      path: a regular file in one of `image_headers.FORMATS`.
       max_megapixels: larger images are refused without decoding.
 
     Raises:
@@ -149,36 +128,18 @@ def read_rgb(path: str | os.PathLike, max_megapixels: float) -> Pixels:
 
 def decode_image(data: bytes, name: str | os.PathLike, max_megapixels: float = MAX_MEGAPIXELS) -> Pixels:
     """Decodes an image file's bytes to BGR; `name` is for messages. Raises InputError like `read_image`."""
-    # libjpeg fills the missing part of a truncated file with grey and only prints a warning. The end marker cannot
-    # occur within a scan, so a complete file has one, and no scan starts after the last (a thumbnail has its own).
-    if data.startswith(_JPEG_START) and ((end := data.rfind(_JPEG_END)) < 0 or _JPEG_SCAN in data[end:]):
-        raise InputError(f"{name}: the JPEG is truncated ({len(data)} bytes without an end marker)")
-    if size := _size(data):
-        megapixels = size[0] * size[1] / 1e6
-        if megapixels > max_megapixels:
-            raise InputError(
-                f"{name}: {size[1]}x{size[0]} are {megapixels:.1f} megapixels, above max_megapixels={max_megapixels:g}"
-            )
-        if max(size) > _MAX_SIDE:
-            raise InputError(f"{name}: {size[1]}x{size[0]}; neither side can be above {_MAX_SIDE} pixels")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if size else None
-    if image is None:
+    image = read_header(data, name)
+    (height, width), megapixels = image.size, math.prod(image.size) / 1e6
+    if megapixels > max_megapixels:
         raise InputError(
-            f"{name}: not an image that can be decoded ({len(data)} bytes); JPEG, PNG, WebP, BMP, TIFF and PNM can be"
+            f"{name}: {width}x{height} are {megapixels:.1f} megapixels, above max_megapixels={max_megapixels:g}"
         )
-    return image
-
-
-def _size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) from an image file's header, before rotation; None if the header is invalid."""
-    for start, kind in _FORMATS.items():
-        if data.startswith(start):
-            try:
-                with kind(io.BytesIO(data)) as file:
-                    width, height = file.size
-                    if kind is PngImageFile:
-                        file.verify()  # checksums; libpng would print errors to standard error
-            except Exception:  # Pillow's parsers raise many types
-                return None
-            return height, width
-    return None
+    if max(image.size) > _MAX_SIDE:
+        raise InputError(f"{name}: {width}x{height}; neither side can be above {_MAX_SIDE} pixels")
+    try:
+        pixels = image.decode()
+    except Exception:  # OpenCV's and Pillow's decoders raise many types
+        pixels = None
+    if pixels is None:
+        raise InputError(f"{name}: the image is damaged and cannot be decoded ({len(data)} bytes)")
+    return pixels

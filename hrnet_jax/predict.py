@@ -256,11 +256,13 @@ def _video_writer(
     """Writes a video of frames of (width, height); the file appears when complete."""
     with storage.whole(path) as partial, _named_in_ascii(partial) as name:
         writer, written = cv2.VideoWriter(), 0
-        if not writer.open(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), frames_a_second, size):
+        if not writer.open(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), _writable(frames_a_second), size):
             raise InputError(f"{path}: cannot be written")
 
         def append(picture: Pixels) -> None:
             nonlocal written
+            if picture.shape[1::-1] != size:  # some videos change their resolution; OpenCV would drop the frame
+                picture = cv2.resize(picture, size)
             writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
             written += 1
 
@@ -273,6 +275,12 @@ def _video_writer(
         video.release()
         if not whole:  # OpenCV does not say why
             raise InputError(f"{path}: cannot be written completely (is the disk full?)")
+
+
+def _writable(frames_a_second: float) -> float:
+    """The nearest rate that MPEG-4 stores as a fraction of 16-bit integers; OpenCV's denominators are powers of ten."""
+    base = next(base for base in (1000, 100, 10, 1) if frames_a_second * base < 2**16 - 1)
+    return max(round(frames_a_second * base) / base, 0.002)  # OpenCV rounds less to zero
 
 
 @contextlib.contextmanager
