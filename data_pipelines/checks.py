@@ -157,7 +157,7 @@ def check_boxes(boxes: Any, name: str, box_format: str = "xywh") -> Float[np.nda
     """Returns boxes as xywh in pixels.
 
     Args:
-      boxes: a table of numbers [N,4], xywh or xyxy.
+      boxes: a table of numbers [N,4], or [4] for one box, xywh or xyxy.
       name: of their origin, for messages.
       box_format: "xywh" or "xyxy".
 
@@ -165,6 +165,8 @@ def check_boxes(boxes: Any, name: str, box_format: str = "xywh") -> Float[np.nda
       InputError: names a box that cannot be used.
     """
     array = as_numbers(boxes)
+    if array is not None and array.shape == (4,):
+        array = array[None]
     if array is None:
         raise InputError(f"{name}: boxes must be a table of numbers with four columns, {box_format}")
     if not array.size:

@@ -1,5 +1,6 @@
 """HRNet top-down human pose estimation in JAX: the model, its codecs, and the commands that train and use it."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,16 +8,17 @@ if TYPE_CHECKING:
     from hrnet_jax.models import create_model
 
 __all__ = ["create_model", "load"]
+__version__ = "0.1.0"
+
+# Imported on first use, so that --help and argument errors do not wait for JAX.
+_HOMES = {"create_model": "hrnet_jax.models", "load": "hrnet_jax.inference.predictor"}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use, so that --help and argument errors do not wait for JAX.
-    if name == "create_model":
-        from hrnet_jax.models import create_model
-
-        return create_model
-    if name == "load":
-        from hrnet_jax.inference.predictor import load
-
-        return load
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES} - {"Any", "TYPE_CHECKING", "importlib"})

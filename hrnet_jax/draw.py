@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -47,6 +47,32 @@ def skeleton(
         if show:
             cv2.circle(image, point, thickness + 1, (255, 255, 255), -1, cv2.LINE_AA)
             cv2.circle(image, point, thickness, colour, -1, cv2.LINE_AA)
+
+
+def people(
+    image: UInt8[np.ndarray, "h w 3"],
+    people: Sequence[Mapping[str, np.ndarray]],
+    keypoint_set: KeypointSet,
+    threshold: float,
+    zoom: float = 1.0,
+) -> None:
+    """Draws a predictor's people into an RGB image, in place, with lines that suit its size.
+
+    Args:
+      image: RGB, `zoom` times the size of the image that was predicted on.
+      people: `keypoints` [K,2] in image pixels and `scores` [K] of each.
+      keypoint_set: provides lines and colours.
+      threshold: keypoints with a lower score are omitted.
+      zoom: the image's scale.
+    """
+    for person in people:
+        shown = person["scores"] > threshold
+        skeleton(image, person["keypoints"] * zoom, shown, keypoint_set, line_width(image))
+
+
+def line_width(image: UInt8[np.ndarray, "h w 3"]) -> int:
+    """The width in pixels of lines that can be seen when the complete image is shown."""
+    return max(2, round(max(image.shape) / 400))
 
 
 def zoomed(image: UInt8[np.ndarray, "h w 3"], longest: int) -> tuple[UInt8[np.ndarray, "a b 3"], float]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from hrnet_jax import cli
+from hrnet_jax import __version__, cli
 
 
 class Tolerance(NamedTuple):
@@ -40,7 +40,6 @@ cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -229,7 +228,7 @@ def describe(config: ConfigDict, dtype: str, origin: str) -> dict[str, Any]:
         "flip_test": bool(config.eval.flip_test),
         "dtype": dtype,
         "platforms": PLATFORMS,
-        "made_with": {"jax": jax.__version__, "hrnet_jax": importlib.metadata.version("hrnet-jax")},
+        "made_with": {"jax": jax.__version__, "hrnet_jax": __version__},
     }
 
 

@@ -35,8 +35,8 @@ OPTIONS: cli.Options = {
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
-import collections
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -55,6 +55,7 @@ from data_pipelines import command_line, storage
 from data_pipelines.errors import InputError, printable, utf8
 from data_pipelines.keypoints import KeypointSet, keypoint_set
 from hrnet_jax import draw
+from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.boxes import BoxFile, read_boxes
 from hrnet_jax.inference.predictor import BoxedImage, Person, Predictor, config_errors
 from hrnet_jax.inference.sources import Pixels, Shot, Source
@@ -73,6 +74,15 @@ class Look(NamedTuple):
     heatmaps: bool = False
 
 
+class _Waiting(NamedTuple):
+    """What is known of an image whose results are awaited; the picture is `zoom` times its size."""
+
+    shot: Shot
+    scores: list[float]
+    picture: Pixels | None
+    zoom: float
+
+
 def predict(
     predictor: Predictor, source: Source, output: str | os.PathLike, boxes: BoxFile | None, look: Look | None
 ) -> tuple[int, int, int]:
@@ -82,7 +92,6 @@ def predict(
     if no image could be used, or a file cannot be written; for a picture, only after predictions.json is complete.
     """
     folder = epath.Path(output)
-    pending: collections.deque[tuple[Shot, list[float], float]] = collections.deque()
     unusable: list[str] = []
 
     def leave_out(reason: str) -> None:
@@ -91,21 +100,40 @@ def predict(
         unusable.append(reason)
         logger.warning("left out: %s", reason)
 
-    def prepared() -> Iterator[BoxedImage]:
-        for shot in source.shots(predictor.max_megapixels, leave_out):
-            xywh, scores = boxes.of(shot.key, shot.pixels.shape[:2]) if boxes else (None, [1.0])
-            try:
-                item = predictor.prepare(shot.pixels, xywh, name=shot.where, clip=bool(boxes and boxes.annotated))
-            except InputError as error:
-                leave_out(str(error))
-                continue
-            height, width = shot.pixels.shape[:2]
-            shot.record.update({"width": width, "height": height})
-            picture, zoom = shot.pixels, 1.0
-            if max(height, width) > draw.LONGEST:  # keeps pictures that wait for results small
-                picture, zoom = draw.zoomed(picture, draw.LONGEST)
-            pending.append((shot._replace(pixels=picture), scores, zoom))
-            yield item
+    def prepare(shot: Shot) -> BoxedImage | InputError:
+        try:
+            pixels = shot.read()
+            xywh, scores = boxes.of(shot.key, pixels.shape[:2]) if boxes else (None, [1.0])
+            item = predictor.prepare(pixels, xywh, name=shot.where, clip=bool(boxes and boxes.annotated))
+        except InputError as error:
+            return error
+        height, width = pixels.shape[:2]
+        shot.record.update({"width": width, "height": height})
+        picture, zoom = (pixels, 1.0) if look else (None, 0.0)
+        if look and max(height, width) > draw.LONGEST:  # keeps pictures that wait for results small
+            picture, zoom = draw.zoomed(pixels, draw.LONGEST)
+        return dataclasses.replace(item, tag=_Waiting(shot, scores, picture, zoom))
+
+    def usable() -> Iterator[BoxedImage]:
+        for item in ahead(prepare, source.shots(predictor.max_megapixels, leave_out)):
+            if isinstance(item, InputError):
+                leave_out(str(item))
+            else:
+                yield item
+
+    def finish(result: tuple[BoxedImage, list[Person]]) -> tuple[dict[str, Any], Pixels | None]:
+        """A record, and a video's frame; other pictures are written here, by threads."""
+        item, people = result
+        shot, scores, picture, zoom = item.tag
+        record = {**shot.record, "people": [_plain(*pair) for pair in zip(people, scores, strict=True)]}
+        if not look or pictures.problem:
+            return record, None
+        truth = boxes.truth.get(shot.key) if boxes else None
+        drawn = _drawn(picture, zoom, people, truth, predictor.keypoint_set, look)
+        if source.is_video:
+            return record, drawn
+        pictures.add(shot.key, drawn)
+        return record, None
 
     head = {
         "format_version": FORMAT_VERSION,
@@ -119,13 +147,11 @@ def predict(
         _record_writer(folder / "predictions.json", head) as write_record,
         pictures,
     ):
-        for people in predictor.people(prepared(), heatmaps=bool(look and look.heatmaps)):
-            shot, scores, zoom = pending.popleft()
-            write_record({**shot.record, "people": [_plain(*pair) for pair in zip(people, scores, strict=True)]})
-            if look and not pictures.problem:
-                truth = boxes.truth.get(shot.key) if boxes else None
-                pictures.add(shot.key, _drawn(shot.pixels, zoom, people, truth, predictor.keypoint_set, look))
-            images, people_seen = images + 1, people_seen + len(people)
+        for record, frame in ahead(finish, predictor.people(usable(), heatmaps=bool(look and look.heatmaps))):
+            write_record(record)
+            if frame is not None:
+                pictures.add("", frame)
+            images, people_seen = images + 1, people_seen + len(record["people"])
             advance(1)
         if not images:
             raise InputError(f"{source.path}: none of its {len(unusable)} images could be used; see the warnings above")
@@ -173,19 +199,17 @@ def _drawn(
     look: Look,
 ) -> UInt8[np.ndarray, "a b 3"]:
     """The picture (`zoom` times the image's size) with the people drawn, beside the annotated people if known."""
-    thickness = max(2, round(max(picture.shape) / 400))
     ours = picture.copy()
     if look.heatmaps:
         for person in people:
             matrix = person["heatmap_matrix"] / [zoom, zoom, 1]
             draw.heatmap_overlay(ours, person["heatmaps"], matrix, keypoints)
-    for person in people:
-        draw.skeleton(ours, person["keypoints"] * zoom, person["scores"] > look.threshold, keypoints, thickness)
+    draw.people(ours, people, keypoints, look.threshold, zoom)
     if truth is None:
         return ours
     theirs = picture.copy()
     for points in truth:
-        draw.skeleton(theirs, points[:, :2] * zoom, points[:, 2] > 0, look.labels, thickness)
+        draw.skeleton(theirs, points[:, :2] * zoom, points[:, 2] > 0, look.labels, draw.line_width(theirs))
     return draw.side_by_side({"annotated": theirs, "predicted": ours})
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import model as benchmark
+from benchmarks import prediction
 from benchmarks.steps import experiment, random_batch
 from hrnet_jax import convert
 from hrnet_jax.codecs import create_codec
@@ -127,6 +128,17 @@ def test_torch_predicts_our_keypoints(both, torch, config):
     close(height, np.asarray(scores), 1e-5)
     # Peaks of noise can be equal but for rounding.
     assert (np.abs(found - keypoints).max(-1) < 1e-3).mean() > 0.97
+
+
+def test_the_benchmark_of_prediction(tmp_path):
+    numbers = prediction.measure(tmp_path, images=8, boxes_per_image=2, batch_size=4)
+    assert (numbers["images"], numbers["boxes"]) == (8, 16)
+    parts = [numbers[name] for name in ("predict", "decode and warp", "network")]
+    assert all(part["images_per_second"] == pytest.approx(8 / part["seconds"]) for part in parts)
+    rest = parts[0]["cpu_seconds"] - parts[1]["cpu_seconds"] - parts[2]["cpu_seconds"]
+    assert numbers["python_cpu_seconds"] == pytest.approx(rest)
+    records = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert [len(record["people"]) for record in records] == [2] * 8
 
 
 def test_the_benchmark_of_one_device(tmp_path):

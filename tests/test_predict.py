@@ -1,14 +1,19 @@
 """Prediction: what evaluation finds, from any images and boxes, by programs that are compiled once."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import re
 import shutil
 import struct
+import subprocess
+import sys
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -21,10 +26,11 @@ from data_pipelines.errors import InputError
 from data_pipelines.images import read_image
 from data_pipelines.keypoints import AIC, COCO
 from data_pipelines.synthetic import write_dataset
-from eval.coco import METRICS
+from eval.coco import METRICS, evaluate_results
 from hrnet_jax import draw
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
+from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.boxes import read_boxes
 from hrnet_jax.inference.evaluator import Evaluator
 from hrnet_jax.inference.predictor import Predictor, load
@@ -173,8 +179,119 @@ def test_images_are_prepared_while_the_device_works(predictor):
 
     answers = predictor.people(count())
     for n in range(20):
-        assert len(next(answers)) == 1
+        assert len(next(answers)[1]) == 1
         assert prepared <= n + 1 + 2 * predictor.batch_size
+
+
+def test_results_come_in_order_with_images_without_people_between(predictor):
+    counts = [0, 2, 0, 0, 5, 1, 0, 9, 0, 0]
+    boxes = [[[float(k + 1), 2, 30 + n, 40] for k in range(count)] for n, count in enumerate(counts)]
+    images = [predictor.prepare(image(seed=n), b, tag=n) for n, b in enumerate(boxes)]
+    found = list(predictor.people(iter(images)))
+    assert [item.tag for item, _ in found] == list(range(10))
+    for (_, people), expected in zip(found, boxes, strict=True):
+        assert [person["bbox"].tolist() for person in people] == expected
+
+
+def test_all_local_devices_work(folder):
+    assert jax.local_device_count() == 2
+    predictor = load(folder, batch_size=3)
+    assert predictor.batch_size == 4
+    prepared = predictor.prepare(image(), [[1, 2, 30, 40]] * 4)
+    keypoints, _ = predictor._send(prepared.crops, heatmaps=False)
+    assert len({shard.device for shard in keypoints.addressable_shards}) == 2
+    assert {shard.data.shape for shard in keypoints.addressable_shards} == {(2, 17, 2)}
+
+
+def test_images_of_other_libraries_and_flat_boxes_are_accepted(predictor):
+    pixels = image(60, 80)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    lying = PIL.Image.fromarray(np.rot90(pixels))
+    file = io.BytesIO()
+    lying.save(file, "PNG", exif=exif)
+    box = [5, 6, 40, 50]
+    ((expected,),) = predictor(pixels, [box])
+    for same in (jnp.asarray(pixels), PIL.Image.fromarray(pixels), PIL.Image.open(file)):
+        for form in (box, [box], np.array(box), jnp.asarray([box])):
+            ((person,),) = predictor(same, form)
+            np.testing.assert_array_equal(person["keypoints"], expected["keypoints"])
+    several = predictor([jnp.asarray(pixels), PIL.Image.fromarray(pixels)], [box, box])
+    assert [len(people) for people in several] == [1, 1]
+    assert len(predictor(jnp.stack([pixels, pixels]))) == 2
+    grey = predictor(PIL.Image.fromarray(pixels[..., 0]))
+    assert np.isfinite(grey[0][0]["keypoints"]).all()
+
+
+def test_results_become_coco_results_that_are_measured(predictor, people, tmp_path):
+    content = json.loads((people / ANNOTATIONS).read_text())
+    files = [str(people / IMAGES / record["file_name"]) for record in content["images"]]
+    ids = [record["id"] for record in content["images"]]
+    boxes = [[a["bbox"] for a in content["annotations"] if a["image_id"] == i and not a["iscrowd"]] for i in ids]
+    results = predictor(files, boxes)
+    for found in results:  # as a perfect model would answer
+        for person in found:
+            record = next(a for a in content["annotations"] if np.allclose(a["bbox"], person["bbox"], atol=1e-3))
+            person["keypoints"] = np.array(record["keypoints"], np.float32).reshape(-1, 3)[:, :2]
+    records = predictor.to_coco(results, ids)
+    path = write(tmp_path / "results.json", records)
+    assert len(records) == sum(map(len, boxes))
+    assert records[0]["score"] == pytest.approx(results[0][0]["scores"].mean())
+    assert evaluate_results(str(people / ANNOTATIONS), path)["AP"] == pytest.approx(1.0)
+    assert [record["image_id"] for record in predictor.to_coco(results[:1])] == [0] * len(results[0])
+
+
+def test_people_are_drawn_where_they_are(predictor):
+    pixels = np.full((60, 80, 3), 90, np.uint8)
+    (found,) = predictor(pixels, [[5, 6, 60, 50]])
+    found[0]["keypoints"] = np.full((17, 2), 20, np.float32)
+    found[0]["scores"] = np.full(17, 0.5, np.float32)
+    drawn = predictor.draw(pixels, found)
+    assert (drawn[20, 20] != 90).any()
+    assert (drawn[30:] == 90).all()
+    assert (pixels == 90).all()
+    np.testing.assert_array_equal(predictor.draw(pixels, found, threshold=0.6), pixels)
+
+
+def test_the_flip_test_can_be_chosen_and_the_model_is_shown(folder, predictor):
+    once = load(folder, batch_size=4, flip_test=False)
+    pixels = image(90, 70)
+    assert np.abs(once(pixels)[0][0]["scores"] - predictor(pixels)[0][0]["scores"]).max() > 1e-4
+    assert repr(once) == f"Predictor({once.origin}: HRNet tiny, 96x96, {once.config.codec.name}, 17 keypoints, " + (
+        "flip_test=False, 2 x cpu)"
+    )
+    assert "flip_test=True" in repr(predictor)
+
+
+def test_the_package_tells_what_it_offers_without_importing_it():
+    code = (
+        "import sys, hrnet_jax; print(sorted(n for n in dir(hrnet_jax) if not n.startswith('_')), "
+        "hrnet_jax.__version__ > '0', [n for n in ('jax', 'numpy', 'cv2') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "['create_model', 'load'] True []"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hrnet_jax.nothing  # noqa: B018
+
+
+def test_threads_keep_the_order_and_stop_at_an_error():
+    asked = []
+
+    def items():
+        for n in range(1000):
+            asked.append(n)
+            yield n
+
+    def work(n):
+        if n == 30:
+            raise InputError("thirty")
+        return 2 * n
+
+    results = ahead(work, items())
+    assert [next(results) for _ in range(30)] == list(range(0, 60, 2))
+    with pytest.raises(InputError, match="thirty"):
+        next(results)
+    assert len(asked) <= 31 + 2 * len(os.sched_getaffinity(0))
 
 
 def test_heatmaps_lie_on_the_keypoints(predictor):
@@ -223,7 +340,8 @@ def test_arrays_that_are_no_images_are_refused(predictor, array):
         ([[10, -9, 5, 9]], "lies outside the image"),
         ([[0, 0, 1e300, 5]], "lies outside any image"),
         ([[1, 2, 3]], "shape"),
-        ([1, 2, 3, 4], "shape"),
+        ([1, 2, 3], "shape"),
+        ([1, 2, np.nan, 4], "box 0: .* is not finite"),
         ([["a", 2, 3, 4]], "must be a table of numbers"),
         ([[1, 2, 3, 4], [1]], "must be a table of numbers"),
         ({"a": 1}, "must be a table of numbers"),
@@ -562,8 +680,8 @@ def test_a_phones_video_is_upright(predictor, tmp_path, matrix, turn):
     expected, shots = ([*Source.find(p, tmp_path, 50.0).shots(50.0, pytest.fail)] for p in (flat, phone))
     assert len(shots) == 8
     for shot, known in zip(shots, expected, strict=True):
-        np.testing.assert_array_equal(shot.pixels, np.rot90(known.pixels, turn))
-    size = shots[0].pixels.shape[:2]
+        np.testing.assert_array_equal(shot.read(), np.rot90(known.read(), turn))
+    size = shots[0].read().shape[:2]
     assert predict(predictor, Source.find(phone, tmp_path, 50.0), tmp_path / "o", None, LOOK) == (8, 8, 0)
     assert (records(tmp_path / "o")[0]["height"], records(tmp_path / "o")[0]["width"]) == size
     assert cv2.VideoCapture(str(tmp_path / "o/drawn.mp4")).read()[1].shape[:2] == size

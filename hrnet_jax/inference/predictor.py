@@ -12,23 +12,31 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+import PIL.Image
+import PIL.ImageOps
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from data_pipelines import transforms
 from data_pipelines.checks import check_boxes
+from data_pipelines.coco_files import PERSON
 from data_pipelines.errors import InputError
-from data_pipelines.images import MAX_MEGAPIXELS, read_rgb
+from data_pipelines.images import MAX_MEGAPIXELS, Pixels, read_rgb
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.transforms import View
 from hrnet_jax import config as config_lib
+from hrnet_jax import draw
 from hrnet_jax.codecs import create_codec
+from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.steps import make_eval_step, make_heatmap_step, to_image
+from hrnet_jax.mesh import create_mesh, replicated
 from hrnet_jax.models import FunctionalModel, abstract_model
 from hrnet_jax.models.fold import fold
 from hrnet_jax.weights import checkpoint
@@ -36,51 +44,62 @@ from hrnet_jax.weights.folder import Model
 
 BATCH_SIZE = 16
 
-# A path, or uint8 RGB [height, width, 3].
-Image = str | os.PathLike | np.ndarray
+# A path, a PIL image, or uint8 RGB [height, width, 3] (of NumPy, JAX or another library).
+Image = Any
 
 # `keypoints` float32 [K,2], (x, y) in image pixels; `scores` float32 [K]; `labels` int64 [K], indices into the keypoint
 # set; `bbox` float32 [4], xywh.
 Person = dict[str, np.ndarray]
 
 
-def load(path: str | os.PathLike, *, batch_size: int = BATCH_SIZE, max_megapixels: float = MAX_MEGAPIXELS) -> Predictor:
+def load(
+    path: str | os.PathLike,
+    *,
+    batch_size: int = BATCH_SIZE,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    flip_test: bool | None = None,
+) -> Predictor:
     """Loads a model for prediction.
 
     Args:
       path: a work directory (its best checkpoint; `PATH@latest` or `PATH@STEP` for another), or a converted or exported
         folder.
-      batch_size: number of people per batch on the device.
+      batch_size: number of people per batch, over all local devices; rounded up to a multiple of their number.
       max_megapixels: larger image files are refused without decoding.
+      flip_test: whether to average over two mirrored views: better, twice the work. None: as the model was evaluated.
 
     Raises:
       InputError: the folder holds no such model, or no model can be built from its config.
     """
     with config_errors(path):
         trained = checkpoint.load(path)
+        if flip_test is not None:
+            trained.config.eval.flip_test = flip_test
     return Predictor(trained, batch_size=batch_size, max_megapixels=max_megapixels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoxedImage:
-    """An image and its crops.
+    """The people of an image, cropped.
 
     Attributes:
-      image: uint8 RGB.
       boxes: xywh in image pixels, as given.
-      views: the regions to crop, one per box.
+      views: the regions that were cropped, one per box.
+      crops: uint8 RGB, one per box.
+      tag: anything that the caller wants to find with the results.
     """
 
-    image: UInt8[np.ndarray, "height width 3"]
     boxes: Float[np.ndarray, "n 4"]
     views: list[View]
+    crops: list[np.ndarray]
+    tag: Any = None
 
 
 class Predictor:
-    """A model with its compiled step, on the first device.
+    """A model with its compiled step, on all local devices.
 
-    The device receives batches of `batch_size` crops or of one, so that other image sizes and numbers of people do not
-    trigger compilation.
+    They receive batches of `batch_size` crops, split over the devices, or of one crop, so that other image sizes and
+    numbers of people do not trigger compilation. Images are read and cropped by threads.
 
     Attributes:
       config: the config the model was trained with.
@@ -93,7 +112,10 @@ class Predictor:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be 1 or more")
         self.config, self.origin = trained.config, trained.origin
-        self.batch_size, self.max_megapixels = batch_size, max_megapixels
+        mesh = create_mesh(jax.local_devices())
+        self._everywhere, self._split = replicated(mesh), NamedSharding(mesh, PartitionSpec("data"))
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.max_megapixels = max_megapixels
         with config_errors(self.origin):
             config_lib.check(self.config, training=False)
             self.keypoint_set = keypoint_set(self.config.keypoints)
@@ -104,7 +126,15 @@ class Predictor:
         self.input_size = self._codec.input_size
         self._step = make_eval_step(network, self._codec, *flip)
         self._heatmap_step = make_heatmap_step(network, self._codec, *flip)
-        self._weights = jax.jit(fold)(*jax.device_put((trained.params, trained.stats), jax.local_devices()[0]))
+        self._weights = jax.jit(fold)(*jax.device_put((trained.params, trained.stats), self._everywhere))
+
+    def __repr__(self) -> str:
+        (height, width), devices = self.input_size, self._split.mesh.devices
+        return (
+            f"Predictor({self.origin}: HRNet {self.config.model.variant}, {height}x{width}, {self.config.codec.name}, "
+            f"{len(self.keypoint_set)} keypoints, flip_test={bool(self.config.eval.flip_test)}, "
+            f"{devices.size} x {devices.flat[0].device_kind})"
+        )
 
     def __call__(
         self,
@@ -118,10 +148,11 @@ class Predictor:
         """Predicts the keypoints of people.
 
         Args:
-          images: one or several images: a path, or uint8 RGB [height, width, 3]. Sizes may differ. Files are rotated by
-            their EXIF orientation, and boxes refer to the rotated image.
-          boxes: for each image (or for the single image) boxes in image pixels [N,4], or None for the full image. Boxes
-            may extend beyond the image; the crop is black there.
+          images: one or several images: a path, a PIL image, or an array (NumPy, JAX, ...) of uint8 RGB [height, width,
+            3]. Sizes may differ. Files and PIL images are rotated by their EXIF orientation, and boxes refer to the
+            rotated image.
+          boxes: for each image (or for the single image) boxes in image pixels [N,4], [4] for one person, or None for
+            the full image. Boxes may extend beyond the image; the crop is black there.
           heatmaps: adds to each person `heatmaps`, float32 [h,w,K], the network's output averaged over the two views of
             the flip test, and `heatmap_matrix` [2,3], the affine map from image pixels to heatmap cells.
           clip: clips boxes to the image; MMPose clips annotated boxes but not detections.
@@ -133,7 +164,7 @@ class Predictor:
         Raises:
           InputError: an image or a box cannot be used; the message names the image (by its number if an array) and box.
         """
-        if isinstance(images, (str, os.PathLike)) or (isinstance(images, np.ndarray) and images.ndim != 4):
+        if isinstance(images, (str, os.PathLike, PIL.Image.Image)) or getattr(images, "ndim", 4) != 4:
             images, boxes = [images], [boxes]
         elif not hasattr(images, "__len__"):
             raise InputError(
@@ -143,54 +174,104 @@ class Predictor:
             boxes = [None] * len(images)
         elif not hasattr(boxes, "__len__") or len(boxes) != len(images):
             raise InputError(f"boxes: must be a list of {len(images)} tables or None, one per image")
+
+        def boxed(numbered: tuple[int, tuple[Image, Any]]) -> BoxedImage:
+            number, (image, image_boxes) = numbered
+            return self.prepare(image, image_boxes, name=f"image {number}", clip=clip, box_format=box_format)
+
         pairs = enumerate(zip(images, boxes, strict=True))
-        prepared = (
-            self.prepare(image, b, name=f"image {number}", clip=clip, box_format=box_format)
-            for number, (image, b) in pairs
-        )
-        return list(self.people(prepared, heatmaps=heatmaps))
+        prepared = ahead(boxed, pairs) if len(images) > 1 else map(boxed, pairs)  # threads take a while to start
+        return [people for _, people in self.people(prepared, heatmaps=heatmaps)]
 
     def prepare(
-        self, image: Image, boxes: Any = None, *, name: str = "image", clip: bool = False, box_format: str = "xywh"
+        self,
+        image: Image,
+        boxes: Any = None,
+        *,
+        name: str = "image",
+        clip: bool = False,
+        box_format: str = "xywh",
+        tag: Any = None,
     ) -> BoxedImage:
-        """Reads and checks an image and its boxes (see `__call__`); `name` identifies an array in messages."""
-        if isinstance(image, (str, os.PathLike)):
-            name, image = str(image), read_rgb(image, self.max_megapixels)
-        try:
-            pixels = np.asarray(image)
-        except ValueError as error:
-            raise InputError(f"{name}: not an array ({error})") from None
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-            raise InputError(f"{name}: {pixels.dtype} {list(pixels.shape)}; an image is uint8 RGB [height, width, 3]")
+        """Reads and crops an image with its boxes (see `__call__`); `name` identifies an array in messages."""
+        name, pixels = self._pixels(image, name)
         size = pixels.shape[0], pixels.shape[1]
         if boxes is None:
             boxes, box_format = [[0, 0, size[1], size[0]]], "xywh"
         xywh = check_boxes(boxes, name, box_format)
         views = [self._view(box, size, clip, f"{name}: box {number}") for number, box in enumerate(xywh)]
-        return BoxedImage(pixels, xywh, views)
+        matrices = [transforms.warp_matrix(view, self.input_size, self._codec.warp) for view in views]
+        return BoxedImage(xywh, views, [transforms.warp_image(pixels, m, self.input_size) for m in matrices], tag)
 
-    def people(self, prepared: Iterable[BoxedImage], *, heatmaps: bool = False) -> Iterator[list[Person]]:
-        """Yields the people of each prepared image, in order; prepares the next images while the device works."""
-        waiting: collections.deque[tuple[np.ndarray, list[View]]] = collections.deque()
-        answers: collections.deque[tuple[np.ndarray, ...]] = collections.deque()
-        crops: list[np.ndarray] = []
-        sent: collections.deque[tuple[int, tuple[Array, ...]]] = collections.deque()
-        for item in prepared:
-            waiting.append((item.boxes, item.views))
-            for view in item.views:
-                matrix = transforms.warp_matrix(view, self.input_size, self._codec.warp)
-                crops.append(transforms.warp_image(item.image, matrix, self.input_size))
-                if len(crops) == self.batch_size:
-                    sent.append(self._send(crops, heatmaps))
-                    crops = []
-                if len(sent) > 1:
-                    answers.extend(self._fetch(*sent.popleft()))
-            yield from self._complete(waiting, answers)
-        if crops:
-            sent.append(self._send(crops, heatmaps))
-        for batch in sent:
-            answers.extend(self._fetch(*batch))
-        yield from self._complete(waiting, answers)
+    def people(
+        self, images: Iterable[BoxedImage], *, heatmaps: bool = False
+    ) -> Iterator[tuple[BoxedImage, list[Person]]]:
+        """Yields each image with its people, in order; takes the next images while the device works."""
+        waiting: collections.deque[BoxedImage] = collections.deque()
+
+        def crops() -> Iterator[np.ndarray]:
+            for image in images:
+                waiting.append(image)
+                yield from image.crops
+
+        answers: list[tuple[np.ndarray, ...]] = []
+        for answer in self._answers(crops(), heatmaps):
+            answers.append(answer)
+            while waiting and len(waiting[0].views) <= len(answers):
+                yield self._finished(waiting.popleft(), answers)
+        for image in waiting:  # those behind the last that has people
+            yield self._finished(image, answers)
+
+    def draw(self, image: Image, people: Sequence[Person], threshold: float = 0.3) -> np.ndarray:
+        """Draws people into a copy of an image; returns it as uint8 RGB.
+
+        Args:
+          image: as in `__call__`.
+          people: the image's people, as returned.
+          threshold: keypoints with a lower score are omitted.
+        """
+        picture = self._pixels(image, "image")[1].copy()
+        draw.people(picture, people, self.keypoint_set, threshold)
+        return picture
+
+    @staticmethod
+    def to_coco(results: Sequence[Sequence[Person]], image_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Converts results to COCO's result format, ready for json.dump and `eval.coco`.
+
+        Args:
+          results: people per image, as returned.
+          image_ids: the images' ids; their positions by default.
+
+        Returns:
+          One dict per person: `image_id`, `category_id` (1), `bbox` (xywh), `keypoints` (x, y and score, K times), and
+          `score`, the mean of the keypoints' scores: multiply it by the score of a detector's box if there is one.
+        """
+        ids = range(len(results)) if image_ids is None else image_ids
+        return [
+            {
+                "image_id": int(image_id),
+                "category_id": PERSON,
+                "bbox": person["bbox"].tolist(),
+                "keypoints": np.column_stack([person["keypoints"], person["scores"]]).ravel().tolist(),
+                "score": float(person["scores"].mean()),
+            }
+            for image_id, people in zip(ids, results, strict=True)
+            for person in people
+        ]
+
+    def _pixels(self, image: Image, name: str) -> tuple[str, Pixels]:
+        """An image's name for messages and its pixels, RGB."""
+        if isinstance(image, (str, os.PathLike)):
+            return str(image), read_rgb(image, self.max_megapixels)
+        try:
+            if isinstance(image, PIL.Image.Image):
+                image = PIL.ImageOps.exif_transpose(image).convert("RGB")
+            pixels = np.asarray(image)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{name}: not an array ({error})") from None
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+            raise InputError(f"{name}: {pixels.dtype} {list(pixels.shape)}; an image is uint8 RGB [height, width, 3]")
+        return name, pixels
 
     def _view(self, box: np.ndarray, size: tuple[int, int], clip: bool, where: str) -> View:
         xyxy = transforms.clip_box(box, size) if clip else np.concatenate([box[:2], box[:2] + box[2:]])
@@ -199,14 +280,26 @@ class Predictor:
             raise InputError(f"{where}: {box.tolist()} (xywh) lies outside the image ({size[1]}x{size[0]})")
         return transforms.view_of_box(xyxy).fix_aspect(self.input_size)
 
-    def _send(self, crops: list[np.ndarray], heatmaps: bool) -> tuple[int, tuple[Array, ...]]:
-        """Sends crops, padded to the batch size, to the device; returns their number and the pending results."""
-        padding = [np.zeros_like(crops[0])] * (self.batch_size - len(crops) if len(crops) > 1 else 0)
-        batch = jax.device_put(np.stack(crops + padding), jax.local_devices()[0])
+    def _answers(self, crops: Iterator[np.ndarray], heatmaps: bool) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yields the network's outputs for each crop; the next batch is filled and sent before one is waited for."""
+        before = None
+        while batch := list(itertools.islice(crops, self.batch_size)):
+            sent = len(batch), self._send(batch, heatmaps)
+            if before:
+                yield from self._fetch(*before)
+            before = sent
+        if before:
+            yield from self._fetch(*before)
+
+    def _send(self, crops: list[np.ndarray], heatmaps: bool) -> tuple[Array, ...]:
+        """Sends crops, padded to the batch size, to the devices; returns the pending results."""
+        single = len(crops) == 1
+        padding = [] if single else [np.zeros_like(crops[0])] * (self.batch_size - len(crops))
+        batch = jax.device_put(np.stack(crops + padding), self._everywhere if single else self._split)
         answers = self._step(self._weights, {}, batch)
         if heatmaps:
             answers += (self._heatmap_step(self._weights, {}, batch),)
-        return len(crops), answers
+        return answers
 
     def _fetch(self, count: int, answers: tuple[Array, ...]) -> Iterator[tuple[np.ndarray, ...]]:
         arrays = [np.asarray(array)[:count] for array in answers]
@@ -214,12 +307,12 @@ class Predictor:
             raise InputError(f"{self.origin}: the network's outputs are not finite; its weights are damaged")
         return zip(*arrays, strict=True)
 
-    def _complete(self, waiting: collections.deque, answers: collections.deque) -> Iterator[list[Person]]:
-        """Removes the images whose results are complete from the queue, and yields their people."""
-        while waiting and len(waiting[0][1]) <= len(answers):
-            boxes, views = waiting.popleft()
-            rows = [answers.popleft() for _ in views]
-            yield [self._person(*row) for row in zip(boxes, views, rows, strict=True)]
+    def _finished(self, image: BoxedImage, answers: list[tuple[np.ndarray, ...]]) -> tuple[BoxedImage, list[Person]]:
+        """An image with its people; their outputs are removed from the beginning of the list."""
+        count = len(image.views)
+        people = [self._person(*row) for row in zip(image.boxes, image.views, answers[:count], strict=True)]
+        del answers[:count]
+        return image, people
 
     def _person(self, box: np.ndarray, view: View, answers: tuple[np.ndarray, ...]) -> Person:
         keypoints, scores, *maps = answers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -32,12 +33,19 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 class Shot(NamedTuple):
-    """An image to predict on: first fields of its record, its key in box files, its name in messages, RGB pixels."""
+    """An image to predict on.
+
+    Attributes:
+      record: the first fields of its record.
+      key: its key in box files.
+      where: its name in messages.
+      read: returns its pixels, RGB; raises InputError if it is unusable.
+    """
 
     record: dict[str, Any]
     key: str
     where: str
-    pixels: Pixels
+    read: Callable[[], Pixels]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +95,10 @@ class Source:
         return cls(path, (), total, rate)
 
     def shots(self, max_megapixels: float, unusable: Callable[[str], None]) -> Iterator[Shot]:
-        """Yields the images in order; `unusable` is called with a message for each unreadable image."""
+        """Yields the images in order; `unusable` is called with a message if a video ends early."""
         for name in self.names:
             where = self.path / name
-            try:
-                pixels = read_rgb(where, max_megapixels)
-            except InputError as error:
-                unusable(str(error))
-            else:
-                yield Shot({"file": utf8(name)}, utf8(name), str(where), pixels)
+            yield Shot({"file": utf8(name)}, utf8(name), str(where), functools.partial(read_rgb, where, max_megapixels))
         if self.is_video:
             yield from self._frames(unusable)
 
@@ -108,9 +111,9 @@ class Source:
                 if not there:
                     break
                 seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                pixels = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                read = functools.partial(cv2.cvtColor, frame, cv2.COLOR_BGR2RGB)
                 record = {"file": utf8(self.path.name), "frame": number}
-                yield Shot(record, str(number), f"{self.path}: frame {number}", pixels)
+                yield Shot(record, str(number), f"{self.path}: frame {number}", read)
         # The stated number is an estimate where the rate varies; the times are missing from some formats.
         if number < 0.95 * total - 1 and rate > 0 and seconds < 0.95 * (total / rate) - 1:
             unusable(f"{self.path}: ends after {number} of {total:g} frames; the rest is missing or damaged")
