@@ -1,7 +1,7 @@
 """Trains on AI Challenger's 14 keypoints, with AI Challenger only.
 
     python -m hrnet_jax.train --config configs/aic.py --workdir runs/aic \
-        --config.data.root=DATA --config.init=hrnet_w32-36af842e
+        --config.data.root=DATA --config.init=hrnet_w32-imagenet
 
 Expected, HRNet-W32 256x192 on AIC's validation set with its annotated boxes: AP 0.323 (MMPose's checkpoint of
 2020-08-26, hrnet_aic.md); the AP is low because AIC's sigmas are small. Not trained to completion here; the README

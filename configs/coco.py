@@ -1,7 +1,7 @@
 """Trains on COCO's 17 keypoints, with COCO only.
 
     python -m hrnet_jax.train --config configs/coco.py --workdir runs/coco \
-        --config.data.root=DATA --config.init=hrnet_w32-36af842e
+        --config.data.root=DATA --config.init=hrnet_w32-imagenet
 
 Expected, HRNet-W32 256x192 on COCO val2017 with person boxes of AP 56.4: AP 0.749 (MMPose's checkpoint of 2022-09-09,
 hrnet_coco.md). Not trained to completion here; the README lists what was verified. Variants: configs/common.py.

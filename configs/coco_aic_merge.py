@@ -1,7 +1,7 @@
 """Trains on COCO's 17 keypoints, with COCO and AI Challenger, whose 12 shared joints are mapped to COCO's.
 
     python -m hrnet_jax.train --config configs/coco_aic_merge.py --workdir runs/merge \
-        --config.data.root=DATA --config.init=hrnet_w32-36af842e
+        --config.data.root=DATA --config.init=hrnet_w32-imagenet
 
 Expected, HRNet-W32 256x192 on COCO val2017 with person boxes of AP 56.4: AP 0.757 (MMPose's checkpoint of 2022-10,
 hrnet_coco_aic.md). Not trained to completion here; the README lists what was verified. Variants: configs/common.py.

@@ -233,9 +233,13 @@ def absolute(path: str | os.PathLike) -> epath.Path:
 
 def cache_on_disk(cache_dir: str) -> str:
     """The folder for caches that must be on a disk: `cache_dir`, or the user's cache if that is in a bucket."""
-    if not in_bucket(cache_dir):
-        return cache_dir
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hrnet_jax")
+    return user_cache() if in_bucket(cache_dir) else cache_dir
+
+
+def user_cache() -> str:
+    """The user's cache folder: $HRNET_JAX_CACHE, or hrnet_jax in $XDG_CACHE_HOME or ~/.cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.environ.get("HRNET_JAX_CACHE") or os.path.join(cache, "hrnet_jax")
 
 
 def check_bucket(path: str | os.PathLike) -> None:

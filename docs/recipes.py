@@ -1,70 +1,116 @@
-"""Writes docs/recipes.md from docs/recipes.json, which lists all recipes and published results.
+"""Writes docs/recipes.md.
 
 python docs/recipes.py
+
+The published files and results come from hrnet_jax/weights/published.json, and what was verified here from
+docs/recipes.json.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from typing import Any
 
-RECORD = pathlib.Path(__file__).with_suffix(".json")
+from hrnet_jax.weights.published import Weights, record
+
+VERIFIED = pathlib.Path(__file__).with_suffix(".json")
 
 _HEAD = """\
-<!-- Written by docs/recipes.py from docs/recipes.json; change those. -->
+<!-- Written by docs/recipes.py from hrnet_jax/weights/published.json and docs/recipes.json; change those. -->
 # Recipes
 
 All 20 HRNet configs of MMPose 1.3.2 and their published results: on COCO val2017 with the boxes of a person detector of
 AP 56.4 and with the flip test; for AIC on its validation set with annotated boxes. A config has one row per published
-checkpoint, identified by date.
+checkpoint, the newest first.
 
 **No recipe was trained to completion here, and no published checkpoint was run.** The last column lists what was
 verified; the terms are explained [below](#verified).
 """
+_NAMES = """\
+## Published models by name
+
+Every command and `hrnet_jax.load` take the name of a published model in place of a path:
+
+```
+python -m hrnet_jax.evaluate --checkpoint td-hm_hrnet-w32_8xb64-210e_coco-256x192 --output DIR --config.data.root=DATA
+python -m hrnet_jax.convert --input td-hm_hrnet-w32_8xb64-210e_coco-256x192 --output DIR
+```
+
+The file is downloaded once to `$HRNET_JAX_CACHE/weights/` (default: `~/.cache/hrnet_jax/weights/`) and is never used
+unless its SHA-256 starts as listed. A download that was stopped continues. Without a network, put the file there; the
+error names file, address and place. A PyTorch file with one of these hashes or names needs no `--config`. The name of a
+model means its newest file; the name of a file means that file. `HRNET_JAX_MODELS=FILE.json` adds your own models and
+mirrors (`hrnet_jax/weights/published.py` shows the format). `hf://USER/REPOSITORY[@REVISION][/PATH]` names a folder on
+the Hugging Face Hub (`pip install hrnet-jax[hub]`), and `gs://` one in a bucket (`hrnet-jax[gcs]`).
+"""
 _COMMANDS = """\
 ## Commands
 
-`DATA` contains `coco/` and `aic/` in their usual layouts. Training starts from a converted folder. MMPose's configs
-name the ImageNet backbones below `https://download.openmmlab.com/mmpose/pretrain_models/`:
-
-```
-wget https://download.openmmlab.com/mmpose/pretrain_models/hrnet_w32-36af842e.pth
-python -m hrnet_jax.convert --input hrnet_w32-36af842e.pth --config configs/coco.py:w32 --output hrnet_w32-36af842e
-```
-
-and W48's with `configs/coco.py:w48`. As in MMPose, the three recipes with other augmentations start from the backbone
-of the plain W32 recipe: its published checkpoint (linked in MMPose's model zoo), converted in the same way. (Neither
-file was downloaded here.)
+`DATA` contains `coco/` and `aic/` in their usual layouts. Training starts from a published model, by name. As in
+MMPose, the three recipes with other augmentations start from the backbone of the plain W32 recipe. (No file was
+downloaded here.)
 """
 
 
-def render(record: dict[str, Any]) -> str:
-    """The page for a record."""
+def render(weights: list[Weights], ours: dict[str, Any]) -> str:
+    """The page for a record of published files, and for what was verified here."""
     rows = [
         "| MMPose config | `--config` | Checkpoint | AP | AP50 | AP75 | AR | AR50 | Reproduced | Verified |",
         "| :-- | :-- | :-- | --: | --: | --: | --: | --: | :-- | :-- |",
     ]
+    files = ["| name | file | SHA-256 | `--config` | AP | trained from |", "| :-- | :-- | :-- | :-- | --: | :-- |"]
     commands = []
-    for recipe in record["recipes"]:
-        for published in recipe["published"]:
-            numbers = (f"{published[name]:.3f}" for name in ("AP", "AP50", "AP75", "AR", "AR50"))
-            verified = ", ".join(recipe["verified"])
-            name = pathlib.PurePosixPath(recipe["reference"]).stem
-            cells = (name, f"`{recipe['config']}`", published["checkpoint"], *numbers, recipe["reproduced"], verified)
+    for name, group in itertools.groupby(weights, key=lambda entry: entry.model):
+        entries = list(group)
+        for entry in entries:
+            link = f"[{entry.file}]({entry.urls[0] if entry.urls else entry.page})"
+            digest = f"`{entry.sha256}`" if entry.sha256 else ""
+            ap = f"{entry.results['AP']:.3f}" if entry.results else ""
+            files.append(f"| {' | '.join((name, link, digest, f'`{entry.config}`', ap, entry.init))} |")
+        if name not in ours["recipes"]:
+            continue
+        ourselves = ours["recipes"][name]
+        for entry in entries:
+            numbers = (f"{entry.results[key]:.3f}" for key in ("AP", "AP50", "AP75", "AR", "AR50"))
+            verified = ", ".join(ourselves["verified"])
+            cells = (name, f"`{entry.config}`", _date(entry), *numbers, ourselves["reproduced"], verified)
             rows.append(f"| {' | '.join(cells)} |")
         commands.append(
-            f"python -m hrnet_jax.train --config {recipe['config']} --workdir DIR --config.data.root=DATA "
-            f"--config.init={recipe['init']}"
+            f"python -m hrnet_jax.train --config {entries[0].config} --workdir DIR --config.data.root=DATA "
+            f"--config.init={entries[0].init}"
         )
-    notes = [f"- **{name}**: {text}" for name, text in record["verified"].items()]
-    parts = [_HEAD, *rows, "", _COMMANDS, "```", *commands, "```", "", "## Verified", "", *notes, ""]
+    notes = [f"- **{name}**: {text}" for name, text in ours["verified"].items()]
+    parts = [
+        _HEAD,
+        *rows,
+        "",
+        _NAMES,
+        *files,
+        "",
+        _COMMANDS,
+        "```",
+        *commands,
+        "```",
+        "",
+        "## Verified",
+        "",
+        *notes,
+        "",
+    ]
     return "\n".join(parts)
 
 
+def _date(entry: Weights) -> str:
+    """The date in the name of one of MMPose's files."""
+    day = pathlib.PurePosixPath(entry.file).stem.rpartition("_")[2]
+    return f"{day[:4]}-{day[4:6]}-{day[6:]}"
+
+
 def main() -> None:
-    """Writes the page beside the record."""
-    RECORD.with_suffix(".md").write_text(render(json.loads(RECORD.read_text())))
+    """Writes the page."""
+    VERIFIED.with_suffix(".md").write_text(render(record(), json.loads(VERIFIED.read_text())))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from data_pipelines.command_line import Options
 from data_pipelines.errors import InputError, LogFormatter, tell
 from hrnet_jax.outcomes import ABORTED, INTERRUPTED, Aborted, Interrupted
 
+CHECKPOINT = (None, "work directory, converted or exported folder, PyTorch file or name of a published model")
 DISTRIBUTED = (False, "one of several processes, on one or more hosts, that run the same command")
 
 

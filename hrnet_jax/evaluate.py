@@ -12,7 +12,7 @@ from __future__ import annotations
 from hrnet_jax import cli
 
 OPTIONS: cli.Options = {
-    "checkpoint": (None, "work directory, or converted or exported folder"),
+    "checkpoint": cli.CHECKPOINT,
     "output": (None, "folder for metrics.json, keypoints.json and predictions.png"),
     "distributed": cli.DISTRIBUTED,
 }

@@ -32,7 +32,7 @@ class Tolerance(NamedTuple):
 TOLERANCE = {"float32": Tolerance(1e-4, 1e-4, 0.0), "bfloat16": Tolerance(1.0, 0.05, 0.1)}
 
 OPTIONS: cli.Options = {
-    "checkpoint": (None, "work directory, or converted or exported folder"),
+    "checkpoint": cli.CHECKPOINT,
     "output": (None, "new folder"),
     "dtype": ("float32", f"the program's arithmetic: {' or '.join(TOLERANCE)}"),
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 from hrnet_jax import cli
 
 OPTIONS: cli.Options = {
-    "checkpoint": (None, "work directory, or converted or exported folder"),
+    "checkpoint": cli.CHECKPOINT,
     "images": (None, "image, folder of images (including subfolders) or video"),
     "output": (None, "folder for predictions.json and the pictures"),
     "boxes": (

@@ -64,7 +64,7 @@ from hrnet_jax.weights.checkpoint import FOLDER, Checkpoints
 
 logger = logging.getLogger(__name__)
 
-_AT_RANDOM = "at random; the published AP take one that was trained on ImageNet: --config.init=FOLDER"
+_AT_RANDOM = "at random; the published AP take one that was trained on ImageNet: --config.init=hrnet_w32-imagenet"
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:

@@ -204,3 +204,30 @@ def test_a_half_written_line_of_metrics_is_dropped(tmp_path):
     with metrics.MetricWriter(tmp_path, start_step=2) as writer:
         writer.write(3, {"loss": 30.0})
     assert [record["loss"] for record in metrics.read(tmp_path)] == [1, 2, 30]
+
+
+def test_a_converted_folder_in_a_bucket_is_a_model(bucket, tmp_path):
+    program = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from hrnet_jax.config import load_config\n"
+        "from hrnet_jax.models import create_model, state_dict\n"
+        "from hrnet_jax.weights import checkpoint\n"
+        "from hrnet_jax.weights.folder import save_folder\n"
+        "config = load_config('configs/coco.py:runlocal')\n"
+        "params, stats = state_dict(create_model(config))\n"
+        "arrays = {name: np.asarray(array) for name, array in {**params, **stats}.items()}\n"
+        "for folder in sys.argv[1:]:\n"
+        "    save_folder(folder, config, arrays)\n"
+        "    trained = checkpoint.load(folder)\n"
+        "    print(trained.origin, trained.digest(), checkpoint.stored_config(folder).model.variant)\n"
+    )
+    folders = ["gs://bucket/models/a", str(tmp_path / "a")]
+    command = [sys.executable, "-c", program, *folders]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, **bucket[1]}, capture_output=True, text=True, check=False
+    )
+    (first, second) = (line.split() for line in done.stdout.splitlines() or [done.stderr])
+    assert [first[0], second[0]] == folders
+    assert first[1:] == second[1:]
+    assert set(bucket[0].below("models/a/")) == {"config.json", "model.safetensors"}

@@ -62,14 +62,14 @@ def load(
     """Loads a model for prediction.
 
     Args:
-      path: a work directory (its best checkpoint; `PATH@latest` or `PATH@STEP` for another), or a converted or exported
-        folder.
+      path: a work directory (its best checkpoint; `PATH@latest` or `PATH@STEP` for another), a converted or exported
+        folder, a PyTorch file, or the name of a published model, which is downloaded.
       batch_size: number of people per batch, over all local devices; rounded up to a multiple of their number.
       max_megapixels: larger image files are refused without decoding.
       flip_test: whether to average over two mirrored views: better, twice the work. None: as the model was evaluated.
 
     Raises:
-      InputError: the folder holds no such model, or no model can be built from its config.
+      InputError: there is no such model, it cannot be downloaded, or no model can be built from its config.
     """
     with config_errors(path):
         trained = checkpoint.load(path)

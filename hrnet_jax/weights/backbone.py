@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Mapping
-from typing import Any
-
 import jax.numpy as jnp
 
 from data_pipelines.errors import InputError, listed
-from hrnet_jax.models import VARIANTS
 from hrnet_jax.models.names import Arrays, mismatches
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import Model
-
-# A tensor whose output width is that of the high-resolution branch.
-WIDTH = "backbone.transition1.0.0.weight"
+from hrnet_jax.weights.torch_models import WIDTH, backbone_of, variant_of_width
 
 
 def initial_model(path: str) -> Model:
-    """Loads the model in `config.init`: a converted folder, with or without a head, or a work directory.
+    """Loads the model in `config.init`: any path or name that `checkpoint.load` takes, with or without a head.
 
     Raises InputError if there is none.
     """
-    where = f"config.init={path}"
-    if pathlib.Path(path).is_file():
-        raise InputError(f"{where}: is a file; convert it first: python -m hrnet_jax.convert --input {path} --help")
-    if not checkpoint.locate(path)[0].is_dir():
-        raise InputError(f"{where}: no such folder; it must be a converted folder or a work directory")
-    return checkpoint.load(path, whole=False)
+    try:
+        return checkpoint.load(path, whole=False)
+    except InputError as error:
+        raise InputError(f"config.init: {error}") from None
 
 
 def with_backbone(model: Model, params: Arrays, stats: Arrays) -> tuple[Arrays, Arrays]:
@@ -58,14 +49,3 @@ def with_backbone(model: Model, params: Arrays, stats: Arrays) -> tuple[Arrays, 
         raise InputError(f"{where}: its backbone differs in {len(problems)} entries: {listed(problems)}")
     arrays = {name: jnp.array(array) for name, array in backbone.items()}
     return {name: arrays.get(name, array) for name, array in params.items()}, {name: arrays[name] for name in stats}
-
-
-def backbone_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The backbone's arrays by canonical name."""
-    return {name: array for name, array in arrays.items() if name.startswith("backbone.")}
-
-
-def variant_of_width(width: int) -> str:
-    """The name of the variant with this width."""
-    names = [name for name, variant in VARIANTS.items() if variant.width == width]
-    return f"{names[0]} (width {width})" if names else f"an HRNet of width {width}"

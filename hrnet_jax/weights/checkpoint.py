@@ -30,6 +30,7 @@ from data_pipelines.json_files import read_json, read_json_if_intact, write_json
 from hrnet_jax import config as config_lib
 from hrnet_jax.mesh import from_main_host
 from hrnet_jax.models import abstract_model, state_dict
+from hrnet_jax.weights import hub, named
 from hrnet_jax.weights.folder import Model, is_folder, load_folder
 
 FORMAT_VERSION = 3
@@ -217,20 +218,31 @@ def restore(path: epath.Path, abstract: Mapping[str, Any]) -> tuple[dict[str, An
 
 
 def load(path: str | os.PathLike, *, whole: bool = True) -> Model:
-    """Loads the model of a run, finished or not, or of a converted or exported folder.
+    """Loads the model of a run, finished or not, of a converted or exported folder, or a published one.
 
     Args:
       path: a converted or exported folder; or a work directory, for its best checkpoint by `config.best` (the newest
-        if none was evaluated); append `@latest` for the newest, or `@STEP` for that step's.
+        if none was evaluated); append `@latest` for the newest, or `@STEP` for that step's. Folders may be in a bucket
+        or on the Hugging Face Hub (`hrnet_jax.weights.hub`). Or a PyTorch file, or the name of a published model
+        (docs/recipes.md), which is downloaded.
       whole: refuses a backbone without a head.
 
     Raises:
-      InputError: the folder is missing, has no config or no such checkpoint, or holds only a backbone.
+      InputError: the folder is missing, has no config or no such checkpoint, or holds only a backbone; the file is not
+        recognised, or the download fails.
     """
+    path = hub.local(path)
+    if named.is_named(path):
+        return _on_device(named.load(path), whole)
     folder, which = locate(path)
     config = stored_config(path)
     if is_folder(folder):
-        return _from_folder(folder, which, whole)
+        if which != BEST:
+            raise InputError(f"{folder}@{which}: a converted or exported folder holds one model; leave out @{which}")
+        model = load_folder(folder)
+        if whole and model.has_head:
+            model.check()
+        return _on_device(model, whole)
     params, stats = state_dict(abstract_model(config))
     weights = {"params": params, "stats": stats}
     abstract = jax.tree.map(_on_one_device, {"ema": weights} if config.get("ema") else weights)
@@ -260,12 +272,16 @@ def locate(path: str | os.PathLike) -> tuple[epath.Path, str]:
 
 
 def stored_config(path: str | os.PathLike) -> ConfigDict:
-    """The config of a work directory or converted folder. Raises InputError if it is missing or incomplete."""
+    """The config of a model, see `load`. Raises InputError if it is missing or incomplete."""
+    path = hub.local(path)
+    if named.is_named(path):
+        return named.config_of(path)
     folder, _ = locate(path)
     storage.check_bucket(folder)
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder; --checkpoint takes a work directory, or a converted or exported folder"
+            f"{folder}: no such folder; a model is a work directory, a converted or exported folder, a PyTorch file or "
+            f"the name of a published model{named.unknown(path)}"
         )
     file = folder / "config.json"
     config = config_lib.from_json(file)
@@ -340,14 +356,12 @@ def _conditions(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if isinstance(value, (str, bool))}
 
 
-def _from_folder(folder: epath.Path, which: str, whole: bool) -> Model:
-    if which != BEST:
-        raise InputError(f"{folder}@{which}: a converted or exported folder holds one model; leave out @{which}")
-    model = load_folder(folder)
+def _on_device(model: Model, whole: bool) -> Model:
+    """The model with its arrays on the device; `whole`: see `load`."""
     if whole and not model.has_head:
-        raise InputError(f"{folder}: holds a backbone without a head; it can initialise training (config.init) only")
-    if whole:
-        model.check()
+        raise InputError(
+            f"{model.origin}: holds a backbone without a head; it can initialise training (config.init) only"
+        )
     params, stats = jax.tree.map(jnp.asarray, (model.params, model.stats))
     return model._replace(params=params, stats=stats)
 

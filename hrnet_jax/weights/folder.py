@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -48,6 +49,14 @@ class Model(NamedTuple):
     stats: dict[str, Any]
     extra: dict[str, Any]
     origin: str
+
+    @classmethod
+    def of(cls, config: ConfigDict, arrays: Mapping[str, Any], origin: str) -> Model:
+        """A model from all its arrays by canonical name."""
+        extra = {name: array for name, array in arrays.items() if name.endswith(".num_batches_tracked")}
+        stats = {name: array for name, array in arrays.items() if name.endswith((".running_mean", ".running_var"))}
+        params = {name: array for name, array in arrays.items() if name not in extra and name not in stats}
+        return cls(config, params, stats, extra, origin)
 
     @property
     def has_head(self) -> bool:
@@ -116,27 +125,39 @@ def check_free(path: str | os.PathLike) -> None:
 
 def load_folder(path: str | os.PathLike) -> Model:
     """Reads a converted folder. Raises InputError if it is missing, damaged, of another version or none."""
-    if storage.in_bucket(path):
-        raise InputError(f"{os.fspath(path)}: converted folders cannot be read from buckets; copy it to a disk")
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder")
-    if not is_folder(path):
-        raise InputError(f"{path}: has no {MODEL}; create the folder from PyTorch weights with hrnet_jax.convert")
-    try:
-        with safe_open(path / MODEL, framework="np") as file:
-            version = (file.metadata() or {}).get("format_version")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        line = str(error).splitlines()[0][:200]
-        raise InputError(f"{path / MODEL}: damaged or truncated ({line})") from None
+    folder = epath.Path(path)
+    with storage.bucket_errors(path):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+        if not is_folder(folder):
+            raise InputError(f"{folder}: has no {MODEL}; create the folder from PyTorch weights with hrnet_jax.convert")
+        with _on_disk(folder / MODEL) as file:
+            version, arrays = _read(file, str(folder / MODEL))
     if version != str(FORMAT_VERSION):
         raise InputError(
-            f"{path / MODEL}: has format_version {version}, but {FORMAT_VERSION} is needed; convert it again with "
+            f"{folder / MODEL}: has format_version {version}, but {FORMAT_VERSION} is needed; convert it again with "
             "hrnet_jax.convert"
         )
-    config = config_lib.from_json(path / "config.json")
-    extra = {name: array for name, array in arrays.items() if name.endswith(".num_batches_tracked")}
-    stats = {name: array for name, array in arrays.items() if name.endswith((".running_mean", ".running_var"))}
-    params = {name: array for name, array in arrays.items() if name not in extra and name not in stats}
-    return Model(config, params, stats, extra, str(path))
+    return Model.of(config_lib.from_json(folder / "config.json"), arrays, os.fspath(path))
+
+
+def _read(path: pathlib.Path, name: str) -> tuple[str | None, dict[str, np.ndarray]]:
+    try:
+        with safe_open(path, framework="np") as file:
+            version = (file.metadata() or {}).get("format_version")
+            return version, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        line = str(error).splitlines()[0][:200]
+        raise InputError(f"{name}: damaged or truncated ({line})") from None
+
+
+@contextlib.contextmanager
+def _on_disk(path: epath.Path) -> Iterator[pathlib.Path]:
+    """The file itself, or a temporary copy of one in a bucket."""
+    if not storage.in_bucket(path):
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="hrnet_jax_") as folder:
+        copy = pathlib.Path(folder) / path.name
+        path.copy(copy)
+        yield copy

@@ -32,6 +32,8 @@ Tensors = dict[str, np.ndarray]
 
 # The first pickle in a file of the format before PyTorch 1.6.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# Of files that hold PyTorch weights; the first three can be written.
+SUFFIXES = (".pth", ".pt", ".safetensors", ".bin", ".tar")
 MIN_TORCH = (2, 10)  # as in the extra `torch` in setup.cfg, which gives the reason
 
 _STATE_DICT = "state_dict"
