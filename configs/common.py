@@ -119,7 +119,7 @@ def recipe(
     c.accept_changed_data = False  # allows a run to continue on changed data; checkpoints record it
     c.max_skipped = 10  # steps with non-finite loss or gradients before the run is aborted
     c.profile = (0, 0)  # first and last step of a TensorBoard trace; (0, 0): none
-    c.init = ""  # a model, by name or path, whose backbone initialises training; "": random weights
+    c.init = ""  # a model, by name or path, that training starts from (hrnet_jax.weights.initial); "": random weights
     c.keypoints = keypoints  # the set that the network predicts, or its name; each source's keypoints are mapped to it
 
     c.model = ConfigDict()

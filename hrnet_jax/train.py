@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import storage
 from data_pipelines.json_files import read_json_if_intact
+from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import TrainData, iterate
 from eval import coco
 from eval.distances import format_distances
@@ -59,12 +60,14 @@ from hrnet_jax.training.step import (
 )
 from hrnet_jax.training.step_log import Profiler, StepLog
 from hrnet_jax.training.stopping import StopRequest
-from hrnet_jax.weights.backbone import initial_model, with_backbone
 from hrnet_jax.weights.checkpoint import FOLDER, Checkpoints
+from hrnet_jax.weights.initial import initial_model, initialised
 
 logger = logging.getLogger(__name__)
 
-_AT_RANDOM = "at random; the published AP take one that was trained on ImageNet: --config.init=hrnet_w32-imagenet"
+_AT_RANDOM = (
+    "at random; the published AP take a backbone that was trained on ImageNet: --config.init=hrnet_w32-imagenet"
+)
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -126,13 +129,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             logger.info("continuing at step %d of %d", meta["step"], total_steps)
         else:
             params, stats = state_dict(create_model(config, config.seed))
-            init = initial_model(config.init) if config.init else None
-            if init:
-                params, stats = with_backbone(init, params, stats)
+            init, origin = None, _AT_RANDOM
+            if config.init:
+                init = initial_model(config.init)
+                joints = keypoint_set(config.keypoints)
+                params, stats, taken = initialised(init, joints, params, stats)
+                origin = f"from {init.origin}: the backbone, and the head of {len(taken)} of {len(joints)} keypoints"
             state = jax.device_put(fresh(params, stats), replicated(mesh))
             progress = {"samples": 0, "unreadable": 0, "loss": None}
             history = [trained_on(data, described(config.init, init))]
-            logger.info("the backbone starts %s", f"from {init.origin}" if init else _AT_RANDOM)
+            logger.info("the network starts %s", origin)
         start_step = int(state.step)
         state = jax.jit(network.stack, donate_argnums=0)(state)
         from_main_host(lambda: storage.write(folder / "config.json", config_lib.to_json(config) + "\n"))

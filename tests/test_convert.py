@@ -13,10 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_pipelines.errors import InputError
+from data_pipelines.keypoints import COCO, KeypointSet
 from hrnet_jax import convert
 from hrnet_jax.config import load_config, to_json
 from hrnet_jax.models import create_model, state_dict
-from hrnet_jax.weights import backbone, checkpoint, torch_files
+from hrnet_jax.weights import checkpoint, initial, torch_files
 from hrnet_jax.weights.folder import FORMAT_VERSION, load_folder
 from tests.helpers import REPOSITORY
 from tests.torch_writer import ORDERED_DICT, OS_SYSTEM, Call, Global, Torch, named, pickled, save_torch
@@ -429,7 +430,9 @@ def test_a_backbone_initialises_training_and_is_refused_elsewhere(backbone_folde
     with pytest.raises(InputError, match="a backbone without a head"):
         checkpoint.load(backbone_folder)
     params, stats = state_dict(create_model(TINY, seed=3))
-    new_params, new_stats = backbone.with_backbone(backbone.initial_model(str(backbone_folder)), params, stats)
+    model = initial.initial_model(str(backbone_folder))
+    new_params, new_stats, taken = initial.initialised(model, COCO, params, stats)
+    assert taken == ()
     assert (new_params.keys(), new_stats.keys()) == (params.keys(), stats.keys())
     for name, array in {**new_params, **new_stats}.items():
         if name.startswith("head."):
@@ -439,11 +442,30 @@ def test_a_backbone_initialises_training_and_is_refused_elsewhere(backbone_folde
             np.testing.assert_array_equal(array, kernel)
 
 
-def test_a_whole_model_initialises_only_the_backbone(folder, mmpose):
-    params, stats = state_dict(create_model({**TINY, "keypoints": "coco_aic"}))
-    new_params, _ = backbone.with_backbone(backbone.initial_model(str(folder)), params, stats)
-    assert new_params["head.final_layer.bias"] is params["head.final_layer.bias"]
+def test_a_whole_model_initialises_the_backbone_and_the_keypoints_of_equal_names(folder, mmpose):
+    model = initial.initial_model(str(folder))
+    params, stats = state_dict(create_model({**TINY, "keypoints": "coco"}))
+    whole, _, taken = initial.initialised(model, COCO, params, stats)
+    assert taken == COCO.names
+    np.testing.assert_array_equal(whole["head.final_layer.weight"], model.params["head.final_layer.weight"])
+
+    mine = KeypointSet("mine", ("tail", "right_hip", "nose"), (0.1,) * 3, (), (), ())
+    params, stats = state_dict(create_model({**TINY, "keypoints": mine}))
+    new_params, _, taken = initial.initialised(model, mine, params, stats)
     np.testing.assert_array_equal(new_params["backbone.bn1.bias"], mmpose["backbone.bn1.bias"])
+    assert taken == ("right_hip", "nose")
+    for name in ("head.final_layer.weight", "head.final_layer.bias"):
+        stored = model.params[name][..., [COCO.index("right_hip"), COCO.index("nose")]]
+        np.testing.assert_array_equal(new_params[name][..., 1:], stored)
+        np.testing.assert_array_equal(new_params[name][..., 0], params[name][..., 0])
+
+
+def test_the_head_of_a_codec_with_other_maps_is_not_taken(folder):
+    offsets = {**TINY, "keypoints": "coco", "codec": {"name": "udp_combined", "input_size": (64, 64)}}
+    params, stats = state_dict(create_model(offsets))
+    new_params, _, taken = initial.initialised(initial.initial_model(str(folder)), COCO, params, stats)
+    assert taken == ()
+    np.testing.assert_array_equal(new_params["head.final_layer.weight"], params["head.final_layer.weight"])
 
 
 def test_a_work_directory_converts_and_initialises(tmp_path):
@@ -462,7 +484,7 @@ def test_a_work_directory_converts_and_initialises(tmp_path):
     convert.load_torch_state_dict(model, tensors)
     same({n: np.asarray(a) for n, a in state_dict(model)[0].items()}, {n: np.asarray(a) for n, a in params.items()})
     fresh = state_dict(create_model(config))
-    filled, _ = backbone.with_backbone(backbone.initial_model(str(tmp_path / "run")), *fresh)
+    filled, *_ = initial.initialised(initial.initial_model(str(tmp_path / "run")), COCO, *fresh)
     np.testing.assert_array_equal(filled["backbone.conv1.weight"], params["backbone.conv1.weight"])
 
 
@@ -499,7 +521,7 @@ def test_initial_backbone_says_what_is_wrong(folder, tmp_path):
         (tmp_path / "x.pth", r"^config\.init: .*x\.pth: is empty"),
     ]:
         with pytest.raises(InputError, match=message):
-            backbone.with_backbone(backbone.initial_model(str(path)), *w32)
+            initial.initialised(initial.initial_model(str(path)), COCO, *w32)
 
 
 # --- The command.

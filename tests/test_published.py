@@ -19,7 +19,7 @@ from data_pipelines.errors import InputError
 from hrnet_jax import convert
 from hrnet_jax.config import load_config
 from hrnet_jax.models import create_model, state_dict
-from hrnet_jax.weights import backbone, checkpoint, download, named, published, torch_models
+from hrnet_jax.weights import checkpoint, download, initial, named, published, torch_models
 from hrnet_jax.weights.folder import load_folder
 from tests.helpers import REPOSITORY
 from tests.torch_writer import Torch, save_torch
@@ -308,7 +308,7 @@ def by_name(server, own, tiny, tmp_path):
 def test_a_name_stands_for_a_model_everywhere(by_name, tiny, tmp_path, monkeypatch):
     expected = arrays_of(tiny)
     trained = checkpoint.load("mine")
-    for found in (trained, backbone.initial_model("mine"), checkpoint.load("mine.pth")):
+    for found in (trained, initial.initial_model("mine"), checkpoint.load("mine.pth")):
         assert {**found.params, **found.stats}.keys() == expected.keys()
         np.testing.assert_array_equal(found.params["backbone.conv1.weight"], expected["backbone.conv1.weight"])
     assert checkpoint.stored_config("mine").to_json() == load_config(TINY).to_json() == trained.config.to_json()

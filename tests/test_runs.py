@@ -27,7 +27,7 @@ from hrnet_jax.train import train
 from hrnet_jax.training import lease, metrics, record
 from hrnet_jax.training.identity import continued
 from hrnet_jax.training.lease import Lease
-from hrnet_jax.weights import backbone, checkpoint
+from hrnet_jax.weights import checkpoint, initial
 from hrnet_jax.weights.checkpoint import Checkpoints, best_step
 from tests.helpers import REPOSITORY, local_config, run, training
 
@@ -83,7 +83,7 @@ def test_readers_change_nothing(workdir, tmp_path):
     before = contents(workdir)
     checkpoint.load(workdir)
     checkpoint.load(f"{workdir}@latest")
-    backbone.initial_model(str(workdir)).digest()
+    initial.initial_model(str(workdir)).digest()
     convert.to_torch(workdir, "mmpose", tmp_path / "x.safetensors")
     assert checkpoint.steps(workdir / "checkpoints") == [6, 12]
     assert contents(workdir) == before
@@ -419,7 +419,7 @@ def test_every_start_is_recorded(shared, trained, workdir):
 def test_the_log_holds_what_the_console_showed(shared, tmp_path):
     output = run(*training(shared, tmp_path / "run", {"epochs": 1})).stdout
     assert output.splitlines()[0] == f"2 x cpu, jax {jax.__version__}, compute in float32"
-    assert "the backbone starts at random; the published AP take one that was trained on ImageNet" in output
+    assert "the network starts at random; the published AP take a backbone trained on ImageNet" in output
     (log,) = (tmp_path / "run/logs").iterdir()
     logged = [line[20:] if line[:2] == "20" else line for line in log.read_text().splitlines()]
     assert logged[:-1] == output.splitlines()[:-1]

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData
 from hrnet_jax import config as config_lib
-from hrnet_jax.weights.backbone import initial_model
 from hrnet_jax.weights.checkpoint import FOLDER, steps
 from hrnet_jax.weights.folder import Model, is_folder
+from hrnet_jax.weights.initial import initial_model
 
 logger = logging.getLogger(__name__)
 
