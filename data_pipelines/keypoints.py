@@ -42,7 +42,7 @@ class KeypointSet:
       names: the K keypoint names, in order.
       sigmas: K OKS sigmas (COCO's k_i / 2), as fractions of the square root of the object's area; empty:
         `DEFAULT_SIGMA` for every keypoint.
-      flip_pairs: pairs of names that are swapped when the image is mirrored; the others map to themselves.
+      flip_pairs: pairs of names (left, right), swapped when the image is mirrored; the others map to themselves.
       upper_body: names that the half-body augmentation counts as upper; the others are lower.
       skeleton: pairs of names joined by a line in drawings.
       sigmas_from: the origin of the sigmas, which is printed with every AP.
@@ -102,9 +102,11 @@ class KeypointSet:
 
     @functools.cached_property
     def colours(self) -> tuple[tuple[int, int, int], ...]:
-        """An RGB colour per keypoint: one each for left, right and middle."""
-        side = {"left": LEFT_COLOUR, "right": RIGHT_COLOUR}
-        return tuple(side.get(name.split("_")[0], MIDDLE_COLOUR) for name in self.names)
+        """An RGB colour per keypoint: one each for left (first in its flip pair), right and middle."""
+        left, right = ({pair[side] for pair in self.flip_pairs} for side in (0, 1))
+        return tuple(
+            LEFT_COLOUR if name in left else RIGHT_COLOUR if name in right else MIDDLE_COLOUR for name in self.names
+        )
 
 
 def _both(*names: str) -> tuple[str, ...]:

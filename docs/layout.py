@@ -15,7 +15,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 START, END = "<!-- docs/layout.py -->\n", "<!-- end -->\n"
 
 # Modules beside the commands that all of `hrnet_jax` may use.
-BASE = {"config", "draw", "mesh", "outcomes", "schema"}
+BASE = {"config", "mesh", "outcomes", "schema"}
 COMMANDS = {*runpy.run_path(str(REPOSITORY / "hrnet_jax/__main__.py"))["COMMANDS"]}
 
 MODULES = {

@@ -51,10 +51,9 @@ from etils import epath
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from data_pipelines import command_line, storage
+from data_pipelines import command_line, draw, storage
 from data_pipelines.errors import InputError, printable, utf8
 from data_pipelines.keypoints import KeypointSet, keypoint_set
-from hrnet_jax import draw
 from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.boxes import BoxFile, read_boxes
 from hrnet_jax.inference.predictor import BoxedImage, Person, Predictor, config_errors

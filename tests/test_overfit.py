@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from data_pipelines import draw
 from data_pipelines.keypoints import COCO
 from eval.coco import evaluate_results
-from hrnet_jax import draw
 from hrnet_jax.codecs import Udp
 from hrnet_jax.inference.evaluator import Evaluator
 from hrnet_jax.inference.steps import make_eval_step

@@ -22,12 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hrnet_jax
+from data_pipelines import draw
 from data_pipelines.errors import InputError
 from data_pipelines.images import read_image
 from data_pipelines.keypoints import AIC, COCO
 from data_pipelines.synthetic import write_dataset
 from eval.coco import METRICS, evaluate_results
-from hrnet_jax import draw
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
 from hrnet_jax.inference.ahead import ahead

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines import draw
 from data_pipelines.checks import from_corners
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
@@ -23,7 +24,6 @@ from eval import coco
 from eval.breakdown import MATCH, compare
 from eval.distances import measure_distances
 from eval.records import Annotations, Predictions
-from hrnet_jax import draw
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.mesh import gather_hosts, host_part, replicated, shard_batch

@@ -24,7 +24,7 @@ import PIL.ImageOps
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from data_pipelines import transforms
+from data_pipelines import draw, transforms
 from data_pipelines.checks import check_boxes
 from data_pipelines.coco_files import PERSON
 from data_pipelines.errors import InputError
@@ -32,7 +32,6 @@ from data_pipelines.images import MAX_MEGAPIXELS, Pixels, read_rgb
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.transforms import View
 from hrnet_jax import config as config_lib
-from hrnet_jax import draw
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.steps import make_eval_step, make_heatmap_step, to_image

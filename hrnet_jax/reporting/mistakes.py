@@ -14,6 +14,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from data_pipelines import transforms
+from data_pipelines.draw import skeleton
 from data_pipelines.errors import InputError
 from data_pipelines.instances import Instances
 from data_pipelines.keypoints import keypoint_set
@@ -21,7 +22,6 @@ from data_pipelines.pipeline import EvalData
 from eval.breakdown import KINDS, MATCH, Breakdown, diagnose
 from eval.distances import NUMBERS, cells_of, describe
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.draw import skeleton
 from hrnet_jax.reporting.page import Html, bar, legend, note, picture, table, tag
 
 _DRAWN = 12  # people

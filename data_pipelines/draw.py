@@ -147,12 +147,19 @@ def contact_sheet(
         people = np.flatnonzero(image_ids == image_id)
         for person in people[box_scores[people] >= 0.5 * box_scores[people].max()]:
             skeleton(image, keypoints[person] * zoom, keypoint_scores[person] > threshold, keypoint_set)
-        tile = np.full((_TILE, _TILE, 3), 255, np.uint8)
-        tile[: image.shape[0], : image.shape[1]] = image
-        tiles.append(tile)
+        tiles.append(image)
+    write_png(path, sheet(tiles, _TILE))
+
+
+def sheet(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], tile: int) -> UInt8[np.ndarray, "a b 3"]:
+    """RGB pictures of at most `tile` pixels a side, in rows of four on white."""
+    tiles = []
+    for picture in pictures:
+        square = np.full((tile, tile, 3), 255, np.uint8)
+        square[: picture.shape[0], : picture.shape[1]] = picture
+        tiles.append(square)
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
-    rows = [np.concatenate(tiles[i : i + _COLUMNS], axis=1) for i in range(0, len(tiles), _COLUMNS)]
-    write_png(path, np.concatenate(rows))
+    return np.concatenate([np.concatenate(tiles[i : i + _COLUMNS], axis=1) for i in range(0, len(tiles), _COLUMNS)])
 
 
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"], *, sync: bool = True) -> None:

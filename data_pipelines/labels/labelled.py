@@ -1,0 +1,197 @@
+"""What every reader of labels returns: images with people, their keypoint sets, and notes of what was left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from data_pipelines.checks import FARTHEST
+from data_pipelines.errors import InputError, brief
+
+UNLABELLED, OCCLUDED, VISIBLE = 0, 1, 2
+
+
+class Notes:
+    """What was left out or assumed while reading: by reason, how often, and where first."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, reason: str, where: str = "") -> None:
+        """Counts a case of a reason."""
+        count, first = self._found.get(reason, (0, where))
+        self._found[reason] = count + 1, first
+
+    def lines(self) -> list[str]:
+        """One line per reason."""
+        return [
+            f"{count} {reason}" + (f" (first: {first})" if first else "")
+            for reason, (count, first) in self._found.items()
+        ]
+
+
+@dataclasses.dataclass
+class Kind:
+    """A keypoint set as a file describes it: a category of COCO, a skeleton label of CVAT.
+
+    Attributes:
+      names: of its keypoints, in order.
+      edges: pairs of indices, joined in drawings.
+      pairs: pairs of indices that change places when an image is mirrored; None where the file does not say.
+      named: whether the names are the file's, and not made up here.
+      contradiction: why the file's pairs cannot be meant, with the remedy; empty if there is nothing to say.
+      aside: whether people of this kind are only taken when asked for by name.
+    """
+
+    names: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...] = ()
+    pairs: tuple[tuple[int, int], ...] | None = None
+    named: bool = True
+    contradiction: str = ""
+    aside: bool = False
+
+
+@dataclasses.dataclass
+class Person:
+    """A labelled person, animal or thing.
+
+    Attributes:
+      kind: the name of its kind.
+      points: x and y in image pixels, and COCO's visibility, in the kind's order.
+      box: xywh in image pixels; None where there is none.
+      where: the record, for messages.
+      area: in square pixels; None where the file does not say.
+      crowd: whether the record stands for several.
+      id: the file's id.
+    """
+
+    kind: str
+    points: Float[np.ndarray, "keypoints 3"]
+    box: tuple[float, float, float, float] | None
+    where: str
+    area: float | None = None
+    crowd: bool = False
+    id: Any = None
+
+
+@dataclasses.dataclass
+class Image:
+    """An image with its people.
+
+    Attributes:
+      names: what the labels call its file; the first is preferred.
+      where: the record, for messages.
+      size: (height, width) in pixels that the labels state; None where they do not.
+      split: "train", "val" or "test" as the tool says; empty where it does not.
+      beside: the file of labels that names it.
+      path: its own file, where it was found.
+      id: the labels' id.
+    """
+
+    names: tuple[str, ...]
+    where: str
+    size: tuple[int, int] | None = None
+    split: str = ""
+    people: list[Person] = dataclasses.field(default_factory=list)
+    beside: pathlib.Path | None = None
+    path: pathlib.Path | None = None
+    id: Any = None
+
+
+@dataclasses.dataclass
+class Labels:
+    """Everything that was read from a labelling tool's files."""
+
+    tool: str
+    kinds: dict[str, Kind]
+    images: list[Image]
+
+    def people(self) -> Iterable[Person]:
+        """Everybody."""
+        return (person for image in self.images for person in image.people)
+
+
+def number(value: Any) -> float | None:
+    """A finite number within the range of coordinates, also from a string of digits; None for anything else."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return result if abs(result) <= FARTHEST else None
+
+
+def numbers(values: Any, count: int | None = None) -> list[float] | None:
+    """A list of numbers; None for anything else, and for a wrong count."""
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes) or count not in (None, len(values)):
+        return None
+    result = [number(value) for value in values]
+    return None if None in result else result  # type: ignore[return-value]
+
+
+def size_of(width: Any, height: Any) -> tuple[int, int] | None:
+    """(height, width) of an image, if both are sensible."""
+    sides = numbers([height, width])
+    return (round(sides[0]), round(sides[1])) if sides and min(sides) >= 1 else None
+
+
+def visibility(value: Any, x: float, y: float, notes: Notes, where: str) -> int:
+    """COCO's visibility from what files hold: 0 to 2, true or false, a confidence, nothing.
+
+    Nothing means visible, true visible, false occluded, a fraction above 0 is a confidence and means visible; a point
+    at (0, 0) is unlabelled in any case. Raises InputError for other values.
+    """
+    if value is None or isinstance(value, bool):
+        found = OCCLUDED if value is False else VISIBLE
+    else:
+        number_ = number(value)
+        if number_ is None or number_ > VISIBLE:
+            raise InputError(
+                f"{where}: visibility must be 0 (unlabelled), 1 (occluded) or 2 (visible), not {brief(value)}"
+            )
+        found = int(number_) if number_ in (0, 1, 2) else VISIBLE if number_ > 0 else UNLABELLED
+        if number_ not in (0, 1, 2) and number_ > 0:
+            notes.add("visibilities are fractions, taken as confidences of visible keypoints", where)
+    if found and x == 0 and y == 0:
+        if value is not None and not isinstance(value, bool):
+            notes.add("keypoints at (0, 0) taken as unlabelled", where)
+        return UNLABELLED
+    return found
+
+
+def ordered(sequences: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """All names that occur, in the order of the most complete sequence; numbers in their own order."""
+    sequences = list(sequences)
+    longest: Sequence[str] = max(sequences, key=lambda sequence: len(sequence), default=())
+    names = dict.fromkeys(longest)
+    names.update(dict.fromkeys(name for sequence in sequences for name in sequence))
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(names)
+
+
+def unique(names: Iterable[Any]) -> tuple[str, ...]:
+    """Names as distinct strings: empty ones become numbers, repeated ones get a number."""
+    taken: dict[str, None] = {}
+    for i, name in enumerate(names):
+        text = " ".join(str(name).split()) if name is not None else ""
+        text = text[:200] or f"kpt-{i}"
+        candidate, again = text, 2
+        while candidate in taken:
+            candidate, again = f"{text}_{again}", again + 1
+        taken[candidate] = None
+    return tuple(taken)
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for keypoints that have none."""
+    return tuple(f"kpt-{i}" for i in range(count))
+
+
+def outline(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float, float]:
+    """The box xywh around points."""
+    return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)

@@ -1,0 +1,183 @@
+"""People from points and boxes that are shapes of their own: tied to each other, or by lying in a box."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+from data_pipelines.labels.labelled import UNLABELLED, Image, Kind, Notes, Person, ordered
+
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rectangle:
+    """A box xywh with its label, and what ties points to it."""
+
+    label: str
+    box: Box
+    tie: Hashable = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A keypoint, and what ties it to a box or to other points; None where nothing does."""
+
+    label: str
+    x: float
+    y: float
+    visibility: int
+    tie: Hashable = None
+
+
+@dataclasses.dataclass
+class Drawn:
+    """An image and the shapes that were drawn on it."""
+
+    image: Image
+    rectangles: list[Rectangle]
+    points: list[Point]
+
+
+# The name of the kind of people who have no rectangle, where others have one.
+WITHOUT_BOX = "without a box"
+# The same where nobody has one.
+ALONE = "object"
+
+
+@dataclasses.dataclass
+class _Group:
+    """The points of one person."""
+
+    image: Image
+    label: str
+    box: Box | None
+    points: dict[str, Point]
+    stray: bool = False  # tied to nothing and in no box
+
+
+def assemble(drawn: Sequence[Drawn], notes: Notes, order: Mapping[str, Sequence[str]]) -> dict[str, Kind]:
+    """Puts people into the images, and returns their kinds.
+
+    Points tied to a box, or to each other, are one person. Other points belong to the smallest box around them, but
+    where points are tied to boxes only those with the labels of such points. Labels of boxes whose points have names in
+    common are of one kind. Points without any box are one person per image, aside
+    (`Kind.aside`) where other people have boxes.
+
+    Args:
+      drawn: the images; their people are added.
+      notes: takes what is left out.
+      order: keypoint names by label, in order, where the tool says so.
+    """
+    tied = {
+        p.label for one in drawn for p in one.points if p.tie is not None and p.tie in {r.tie for r in one.rectangles}
+    }
+    groups = [group for one in drawn for group in _groups(one, tied, notes)]
+    boxed = [group for group in groups if group.box and group.points]
+    known = {name for group in boxed for name in group.points}
+    crowded = {id(group.image) for group in groups if not group.stray}
+    for group in [group for group in groups if group.box is None]:
+        if group.stray and not known.isdisjoint(group.points) and id(group.image) in crowded:
+            notes.add("images with points outside of all boxes, which left these out", group.image.where)
+            groups.remove(group)
+        elif boxed:
+            group.label = WITHOUT_BOX if known.isdisjoint(group.points) else boxed[0].label
+    kinds: dict[str, Kind] = {}
+    for labels in _families(groups):
+        members = [group for group in groups if group.label in labels]
+        given = next((order[label] for label in labels if label in order), ())
+        names = tuple(dict.fromkeys([*given, *ordered([list(group.points) for group in members])]))
+        if not names:
+            for group in members:
+                notes.add("boxes without keypoints left out", group.image.where)
+            continue
+        aside = bool(boxed) and not any(group.box for group in members)
+        for label in labels:
+            kinds[label] = Kind(names, aside=aside)
+        for group in members:
+            points = np.zeros((len(names), 3))
+            for i, name in enumerate(names):
+                if point := group.points.get(name):
+                    points[i] = (point.x, point.y, point.visibility) if point.visibility else (0, 0, UNLABELLED)
+            group.image.people.append(Person(group.label, points, group.box, group.image.where))
+    return kinds
+
+
+def _families(groups: Sequence[_Group]) -> list[list[str]]:
+    """Labels whose points have names in common, together, in order of appearance."""
+    families: list[tuple[list[str], set[str]]] = []
+    names: dict[str, set[str]] = collections.defaultdict(set)
+    for group in groups:
+        names[group.label] |= set(group.points)
+    for label, own in names.items():
+        touching = [family for family in families if family[1] & own]
+        families = [family for family in families if family not in touching]
+        families.append(
+            ([*(name for family in touching for name in family[0]), label], own.union(*(f[1] for f in touching)))
+        )
+    return [family[0] for family in families]
+
+
+def _groups(one: Drawn, tied: set[str], notes: Notes) -> list[_Group]:
+    """The people of one image, named by the label of their boxes; `tied` are the labels of points tied to boxes."""
+    boxes = [_Group(one.image, r.label, r.box, {}) for r in one.rectangles]
+    by_tie: dict[Hashable, _Group] = {}
+    for rectangle, group in zip(one.rectangles, boxes, strict=True):
+        if rectangle.tie is not None:
+            if rectangle.tie in by_tie:
+                notes.add("boxes of one group in an image: points belong to the first", one.image.where)
+            by_tie.setdefault(rectangle.tie, group)
+    untied = []
+    for point in one.points:
+        if point.tie is None:
+            untied.append(point)
+        else:
+            _add(by_tie.setdefault(point.tie, _Group(one.image, ALONE, None, {})), point, notes)
+    rest: list[Point] = []
+    for point in untied:
+        around = [g for g in boxes if g.box and _inside(point, g.box) and point.label not in g.points]
+        if around and (not tied or point.label in tied):
+            _add(min(around, key=lambda g: g.box[2] * g.box[3]), point, notes)  # type: ignore[index]
+        else:
+            rest.append(point)
+    loose = [group for group in by_tie.values() if group.box is None]
+    for group in loose:
+        _take_box(group, boxes)
+    found = [*boxes, *(group for group in loose if group.points)]
+    if len({point.label for point in rest}) < len(rest):
+        notes.add(
+            "images whose points belong to several people who cannot be told apart, left out; draw a box around "
+            "each or group "
+            "their points",
+            one.image.where,
+        )
+    elif rest:
+        found.append(_Group(one.image, ALONE, None, {point.label: point for point in rest}, stray=True))
+    return found
+
+
+def _take_box(group: _Group, boxes: list[_Group]) -> None:
+    """Gives points that are tied to each other, but to no box, the smallest free box around them."""
+    free = [b for b in boxes if not b.points and b.box and all(_inside(p, b.box) for p in group.points.values())]
+    if free and group.points:
+        box = min(free, key=lambda b: b.box[2] * b.box[3])  # type: ignore[index]
+        box.points, group.points = group.points, {}
+
+
+def _add(group: _Group, point: Point, notes: Notes) -> None:
+    if point.label in group.points:
+        notes.add(
+            f"points {point.label!r} whose person already has one left out; draw a box around each person, or "
+            "group its points",
+            group.image.where,
+        )
+    else:
+        group.points[point.label] = point
+
+
+def _inside(point: Point, box: Box) -> bool:
+    x, y, w, h = box
+    return x <= point.x <= x + w and y <= point.y <= y + h

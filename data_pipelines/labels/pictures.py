@@ -1,0 +1,52 @@
+"""Sizes of image files, from their headers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Float
+
+_ORIENTATION = 274  # EXIF's tag
+
+
+def header(path: str | os.PathLike) -> tuple[tuple[int, int], int] | None:
+    """((height, width) as stored, EXIF orientation 1 to 8) of an image file; None if it is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, which are not decoded here
+            with PIL.Image.open(path) as image:
+                width, height = image.size
+                orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow's parsers raise many types
+        return None
+    return (height, width), orientation if orientation in range(1, 9) else 1
+
+
+def displayed_size(path: str | os.PathLike) -> tuple[int, int] | None:
+    """(height, width) as shown, turned by the EXIF orientation; None if the file is no image."""
+    found = header(path)
+    if found is None:
+        return None
+    (height, width), orientation = found
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def turned(points: Float[np.ndarray, "n 2"], stored: tuple[int, int], orientation: int) -> Float[np.ndarray, "n 2"]:
+    """Points of the stored image in the one that is shown, for an EXIF orientation.
+
+    Args:
+      points: x and y in the stored image's pixels.
+      stored: its (height, width).
+      orientation: EXIF's, 1 to 8.
+    """
+    height, width = stored
+    x, y = points[:, 0], points[:, 1]
+    right, bottom = width - 1 - x, height - 1 - y
+    table = {
+        **{1: (x, y), 2: (right, y), 3: (right, bottom), 4: (x, bottom)},
+        **{5: (y, x), 6: (bottom, x), 7: (bottom, right), 8: (y, right)},
+    }
+    return np.stack(table[orientation], axis=1)
