@@ -36,7 +36,7 @@ def place(tmp_path_factory):
     (place / "configs").mkdir()
     (place / "configs/dogs.py").write_text(blocks("python")[0])
     draw_dogs(place / "data/dogs")
-    (commands,) = blocks("sh")
+    _, commands = blocks("sh")
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.run(

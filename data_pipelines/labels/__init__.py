@@ -93,6 +93,8 @@ def _sniffed_json(source: Source, file: pathlib.Path, others: list[str]) -> tupl
     first = content[0] if isinstance(content, list) and content else None
     if coco.is_coco(content):
         others.append(f"{source.name(file)} is a COCO file without keypoints (of boxes or outlines)")
+    elif isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        others.append(f"{source.name(file)} looks like COCO, but has no list 'images'")
     elif isinstance(first, dict) and "human_annotations" in first:
         others.append(
             f"{source.name(file)} is AI Challenger's own file, which training reads as it is (configs/aic.py)"

@@ -17,6 +17,12 @@ from data_pipelines.labels.sides import one_sided, only_numbers, pairs_by_name
 DEFAULT_SIGMA = 0.05
 
 
+_REMEDY = (
+    "say which change places in a mirror: --pairs 0-1,2-3 (numbers from 0), --no-pairs if none do, or name them: "
+    "--keypoints coco, --keypoints nose,left_eye,..."
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What the user says on the command line.
@@ -133,6 +139,8 @@ def _pairs(
     if known and names == known.names:
         return tuple((names.index(a), names.index(b)) for a, b in known.flip_pairs), f"of the set {known.name!r}"
     by_name = pairs_by_name(names)
+    if kind.contradiction and not choice.keypoints:
+        raise InputError(f"{kind.contradiction}; {_REMEDY}")
     if kind.pairs is not None:
         if by_name and {frozenset(pair) for pair in by_name} != {frozenset(pair) for pair in kind.pairs}:
             raise InputError(
@@ -145,14 +153,8 @@ def _pairs(
             source.notes.add(f"keypoints of one side without a partner: {brief(name)}")
         return by_name, "by name"
     if only_numbers(names) or (not kind.named and not choice.keypoints):
-        says = (
-            kind.contradiction or f"{source.path}: its {len(names)} keypoints have no names that tell left from right"
-        )
-        raise InputError(
-            f"{says}; say which change places in a mirror: --pairs 0-1,2-3 (numbers from 0), --no-pairs if none "
-            "do, or name "
-            "them: --keypoints coco, --keypoints nose,left_eye,..."
-        )
+        says = f"its {len(names)} keypoints have no names that tell left from right"
+        raise InputError(f"{source.path}: {says}; {_REMEDY}")
     return (), "none found by name"
 
 

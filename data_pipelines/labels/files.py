@@ -147,6 +147,8 @@ def read_yaml(source: Source, file: pathlib.Path) -> Any:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise InputError(f"{source.name(file)}: uses YAML aliases (*); write the values out")
         return yaml.safe_load(text)
+    except InputError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""

@@ -44,7 +44,7 @@ class Kind:
       edges: pairs of indices, joined in drawings.
       pairs: pairs of indices that change places when an image is mirrored; None where the file does not say.
       named: whether the names are the file's, and not made up here.
-      contradiction: why the file's pairs cannot be meant, with the remedy; empty if there is nothing to say.
+      contradiction: why the file's pairs cannot be meant; empty if there is nothing to say.
       aside: whether people of this kind are only taken when asked for by name.
     """
 

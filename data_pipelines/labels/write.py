@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from data_pipelines import draw, storage
 from data_pipelines.coco_files import PERSON
@@ -52,7 +53,7 @@ def get_config(arg=None):
     c = common.recipe(arg, keypoints=KEYPOINTS, train={{{name!r}: source("train")}}, evaluate=evaluate)
     c.data.root = str(pathlib.Path(__file__).resolve().parent)
     if "runlocal" not in common.parse(arg):
-        c.codec.input_size = {input_size}  # height, width: the usual shape of the boxes
+        c.codec.input_size = {input_size}  # height, width: the shape of most boxes, or a square
 {settings}    return c
 '''
 _NO_HALF_BODY = "    c.data.augment.half_body = 0.0  # the labels do not say which keypoints are of the upper body\n"
@@ -268,8 +269,8 @@ def _input_size(images: Sequence[Image]) -> tuple[int, int]:
     shapes = [
         person.box[2] / person.box[3] for i in images for person in i.people if person.box and min(person.box[2:]) > 0
     ]
-    usual = statistics.median(shapes) if shapes else 1.0
-    return (256, 192) if usual < 0.85 else (192, 256) if usual > 1.2 else (256, 256)
+    low, high = np.quantile(shapes, [0.25, 0.75]) if shapes else (1.0, 1.0)
+    return (256, 192) if high < 0.9 else (192, 256) if low > 1.1 else (256, 256)
 
 
 def _summary(

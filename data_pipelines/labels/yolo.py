@@ -52,14 +52,14 @@ def read(source: Source, file: pathlib.Path, content: Mapping[str, Any], images:
     shape = _shape(source.name(file), content)
     found: list[Image] = []
     taken: set[pathlib.Path] = set()
+    lines = _Lines(source, shape)
     for split, pictures, labels in _splits(source, file, content, images):
-        lines = _Lines(source, shape)
         for picture, text in _matched(source, pictures, labels):
             if text is not None and text in taken:
                 continue
             taken.update([text] if text else [])
             found.append(_image(source, picture, text, split, lines))
-        lines.judge()
+    lines.judge()
     if not found:
         raise InputError(f"{source.name(file)}: no images were found for it; give their folder: --images FOLDER")
     kinds = {name: shape.kind for name in {*shape.classes.values(), *(p.kind for image in found for p in image.people)}}
@@ -106,23 +106,20 @@ def _kind(name: str, content: Mapping[str, Any], count: int) -> Kind:
         return Kind(names, named=named)
     swapped = numbers(flip)
     if swapped is None or sorted(swapped) != list(range(count)):
-        raise InputError(
-            f"{name}: flip_idx must name each of the {count} keypoints once, from 0 to {count - 1}; correct it, or "
-            "give --pairs"
-        )
+        says = f"{name}: flip_idx must name each of the {count} keypoints once, from 0 to {count - 1}"
+        return Kind(names, named=named, contradiction=says)
     indices = [int(i) for i in swapped]
-    if any(indices[j] != i for i, j in enumerate(indices)):
-        i = next(i for i, j in enumerate(indices) if indices[j] != i)
-        raise InputError(
+    if (i := next((i for i, j in enumerate(indices) if indices[j] != i), None)) is not None:
+        says = (
             f"{name}: flip_idx sends keypoint {i} to {indices[i]} and that to {indices[indices[i]]}, so mirroring "
-            "twice is "
-            "not the image again; correct it, or give --pairs"
+            "twice is not the image again"
         )
+        return Kind(names, named=named, contradiction=says)
     pairs = tuple((i, j) for i, j in enumerate(indices) if i < j)
-    if pairs:
-        return Kind(names, pairs=pairs, named=named)
+    if pairs or named or count == 1:
+        return Kind(names, pairs=pairs or None, named=named)
     says = f"{name}: flip_idx says that no keypoint changes sides in a mirror (Roboflow always writes so)"
-    return Kind(names, named=named, contradiction=says)
+    return Kind(names, contradiction=says, named=False)
 
 
 def _splits(
