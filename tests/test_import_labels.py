@@ -577,3 +577,51 @@ def test_damaged_exports_end_in_a_result_or_one_line(tmp_path, name):
         jaxtyping.config.update("jaxtyping_disable", before)
     assert not [f"{case.number}: {case.message}" for case in cases if case.failed]
     assert {case.outcome for case in cases} == {"result", "refused"}
+
+
+def test_what_else_lies_in_a_project_is_left_out(exported, tmp_path):
+    """DeepLabCut's predictions and training tables; a model's yaml; a damaged yaml; a COCO file of boxes."""
+    folder = exported("deeplabcut")
+    table = folder / "labeled-data/clip/CollectedData_me.csv"
+    (folder / "training-datasets").mkdir()
+    shutil.copy(table, folder / "training-datasets")
+    predictions = "scorer,a,a,a\nbodyparts,nose,nose,nose\ncoords,x,y,likelihood\n0,1,2,.5\n"
+    (folder / "clipDLC_resnet50.csv").write_text(predictions)
+    (folder / "yolov8-pose.yaml").write_text("kpt_shape: [17, 3]\nnc: 1\nbackbone: []\n")
+    (folder / "broken.yaml").write_text("names: [")
+    (folder / "instances.json").write_text('{"images": [{"id": 1}], "annotations": [], "categories": []}')
+    assert run(folder, tmp_path / "out") == 0
+    assert len(annotations(tmp_path / "out")["images"]) == 3
+
+
+def test_roboflows_folders_are_splits(exported, tmp_path):
+    folder = tmp_path / "roboflow"
+    for split in ("train", "valid", "test"):
+        fuzz_labels.FORMATS["coco"](folder / split)
+        (folder / split / "labels.json").rename(folder / split / "_annotations.coco.json")
+    assert run(folder, tmp_path / "out") == 0
+    assert [len(annotations(tmp_path / "out", part)["annotations"]) for part in ("train", "val", "test", "all")] == [
+        3,
+        3,
+        3,
+        9,
+    ]
+    assert len([*(tmp_path / "out/images").rglob("*.png")]) == 9
+
+
+def test_cvats_ultralytics_export_lists_images_that_lie_elsewhere(exported, tmp_path, capsys):
+    folder = exported("ultralytics")
+    (folder / "images").rename(tmp_path / "pictures")
+    edited(folder / "data.yaml", ("path: ../data\ntrain: images/train\nval: images/val", "path: .\ntrain: train.txt"))
+    (folder / "train.txt").write_text("data/images/train/img 0.png\ndata/images/train/img 1.png\n")
+    assert "--images FOLDER" in told(capsys, folder, tmp_path / "out")
+    assert run(folder, tmp_path / "out", "--images", tmp_path / "pictures/train") == 0
+    assert len(annotations(tmp_path / "out")["annotations"]) == 4
+
+
+def test_all_annotations_of_another_number_than_the_category_names(exported, tmp_path, capsys):
+    file = exported("coco") / "labels.json"
+    changed(file, lambda content: [person["keypoints"].extend([5, 6, 2]) for person in content["annotations"]])
+    assert "the category names 3 keypoints, and all its annotations have 4" in told(capsys, file, tmp_path / "out")
+    assert run(file, tmp_path / "out", "--keypoints", "nose,left ear,right ear,tail") == 0
+    assert annotations(tmp_path / "out")["categories"][0]["keypoints"][3] == "tail"

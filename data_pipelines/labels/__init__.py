@@ -37,7 +37,7 @@ def read(source: Source, images: ImageFinder) -> Labels:
         if format_:
             found.setdefault(format_, {})[file] = content
     if not found:
-        raise InputError(f"{source.path}: {_nothing(source, others)}")
+        raise InputError(_nothing(source, others))
     if len(found) > 1:
         found = _preferred(source, found)
     ((format_, contents),) = found.items()
@@ -62,16 +62,18 @@ def _sniffed(source: Source, file: pathlib.Path, others: list[str]) -> tuple[str
         case ".yaml" | ".yml":
             try:
                 content = read_yaml(source, file)
-            except InputError:
-                text = read_text(source, file)
-                if source.single or "kpt_shape" in text or ("names:" in text and "train:" in text):
-                    raise
+            except InputError as error:
+                others.insert(0, str(error))
                 return "", None
             return ("Ultralytics", content) if yolo.is_data_yaml(content) else ("", None)
         case ".csv":
             text = read_text(source, file)
-            if dlc.is_dlc(text):
+            if dlc.is_dlc(text) and not dlc.is_prediction(text):
                 return "DeepLabCut", text
+            if dlc.is_dlc(text):
+                others.append(
+                    f"{source.name(file)} holds predictions (likelihood), not labels: give CollectedData_*.csv"
+                )
         case ".xml":
             if (root := cvat.parsed(source, file)) is not None:
                 return "CVAT", root
@@ -121,9 +123,9 @@ def _said_of_line(source: Source, file: pathlib.Path, count: int) -> str:
 
 def _nothing(source: Source, others: Sequence[str]) -> str:
     if others:
-        return f"holds no labels of keypoints; {others[0]}"
+        return f"{source.path}: holds no labels of keypoints; {others[0]}"
     what = "is not" if source.single else "holds no"
-    return f"{what} labels of keypoints as {TOOLS} have them; export the labels in one of these"
+    return f"{source.path}: {what} labels of keypoints as {TOOLS} have them; export the labels in one of these"
 
 
 def _preferred(source: Source, found: dict[str, dict[pathlib.Path, Any]]) -> dict[str, dict[pathlib.Path, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import InputError, brief
+from data_pipelines.keypoints import COCO
 from data_pipelines.labels.files import Source, clean, split_of
 from data_pipelines.labels.labelled import (
     Image,
@@ -137,16 +138,28 @@ class _File:
         if isinstance(given, dict):
             given = list(given.values())
         names = unique(given) if isinstance(given, list) else ()
+        counts = collections.Counter(len(flat) for _, record, _ in rows if (flat := _flat(record.get("keypoints"))))
+        if names and len(counts) == 1 and counts.total() > 1 and not {*counts} & {2 * len(names), 3 * len(names)}:
+            return self._misnamed(names, next(iter(counts)) // 3)
         if names:
             if list(names) != given:
                 self.notes.add("keypoint names repeated, empty or no text: changed", self.name)
             return Kind(names, self._edges(category.get("skeleton"), names))
-        counts = collections.Counter(len(flat) for _, record, _ in rows if (flat := _flat(record.get("keypoints"))))
         if not counts:
             return None
         length = counts.most_common(1)[0][0]
         count = length // (3 if length % 3 == 0 else 2)
         return Kind(numbered(count), self._edges(category.get("skeleton"), numbered(count)), named=False)
+
+    def _misnamed(self, names: tuple[str, ...], count: int) -> Kind:
+        """The kind where all annotations have another number of keypoints than the category: COCO's if it begins so."""
+        says = f"{self.name}: the category names {len(names)} keypoints, and all its annotations have {count}"
+        if names[:count] == COCO.names:  # Human-Art's list goes on with four points that are in another field
+            self.notes.add(
+                f"categories with more names than keypoints, of which the first {count} were taken", self.name
+            )
+            return Kind(COCO.names)
+        return Kind(numbered(count), named=False, contradiction=says)
 
     def _edges(self, skeleton: Any, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
         """The skeleton's lines as indices; COCO counts from 1, some tools from 0 or write names."""

@@ -23,10 +23,15 @@ _HEADERS = ("scorer", "individuals", "bodyparts", "coords")
 
 
 def is_dlc(text: str) -> bool:
-    """Whether a text is DeepLabCut's table of labels or of predictions."""
+    """Whether a text is DeepLabCut's table, of labels or of predictions."""
     first = text.lstrip("\ufeff").splitlines()[:4]
     starts = [line.split(_delimiter(text))[0].strip().strip('"').lower() for line in first]
     return starts[:1] == ["scorer"] and "bodyparts" in starts and "coords" in starts
+
+
+def is_prediction(text: str) -> bool:
+    """Whether a table of DeepLabCut's holds predictions."""
+    return any("likelihood" in line for line in text.splitlines()[:4])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,9 @@ class _Column:
 
 
 def read(source: Source, texts: dict[pathlib.Path, str]) -> Labels:
-    """Reads the tables of a project, one per video. Raises InputError."""
+    """Reads the tables of a project, one per video, and not their collection for training. Raises InputError."""
+    if of_videos := {file: text for file, text in texts.items() if "training-datasets" not in file.parts}:
+        texts = of_videos
     images: dict[str, tuple[Image, pathlib.Path]] = {}
     rows: list[tuple[Image, dict[str, dict[str, tuple[float, float]]]]] = []
     parts: dict[str, dict[str, None]] = {"animal": {}, _SINGLE: {}}
@@ -106,8 +113,6 @@ def _rows(source: Source, name: str, text: str) -> Iterator[Any]:
 def _columns(name: str, header: dict[str, list[str]]) -> tuple[list[_Column], int]:
     """The columns of points, and the number of columns before them."""
     coords = [cell.strip().lower() for cell in header["coords"]]
-    if "likelihood" in coords:
-        raise InputError(f"{name}: holds predictions (a column likelihood), not labels; give CollectedData_*.csv")
     start = next((i for i, cell in enumerate(coords) if cell == "x"), 0)
     parts, individuals = header["bodyparts"], header.get("individuals", [])
     columns = []

@@ -61,6 +61,8 @@ def _take_shape(source: Source, one: Drawn, shape: Any, where: str) -> None:
         one.rectangles.append(Rectangle(label, outline(xs, ys), tie))
     elif kind == "point" and len(points) == 1:
         one.points.append(Point(label, xs[0], ys[0], _visibility(shape), tie))
+    elif tie is not None and len(points) > 2:  # an outline in the person's group
+        one.rectangles.append(Rectangle(label, outline(xs, ys), tie))
     else:
         source.notes.add(f"shapes of type {brief(str(kind))} left out; keypoints are points, people rectangles", where)
 

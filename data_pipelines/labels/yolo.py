@@ -23,7 +23,9 @@ _SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 def is_data_yaml(content: Any) -> bool:
     """Whether parsed YAML describes a data set of Ultralytics'."""
-    return isinstance(content, dict) and ("kpt_shape" in content or {"names", "train"} <= {*map(str, content)})
+    if not isinstance(content, dict) or "backbone" in content:  # of a model
+        return False
+    return "kpt_shape" in content or {"names", "train"} <= {*map(str, content)}
 
 
 def is_label_line(line: str) -> bool:
@@ -139,9 +141,11 @@ def _splits(
                 source.notes.add("paths in data.yaml lead nowhere; what is below its folder was taken", brief(entry))
                 continue
             listed = True
-            pictures = _listed(source, place, root) if place.is_file() else _files(place, IMAGE_SUFFIXES)
-            folders = {place} if place.is_dir() else {picture.parent for picture in pictures}
-            labels = [text for folder in sorted(map(_label_folder, folders)) for text in _files(folder, (".txt",))]
+            if place.is_file():
+                pictures, stems = _listed(source, place, root)
+                labels = [text for text in _files(root, (".txt",)) if text.stem in stems and text != place]
+            else:
+                pictures, labels = _files(place, IMAGE_SUFFIXES), _files(_label_folder(place), (".txt",))
             yield split, [*pictures, *_of(elsewhere, labels)], labels
     if not listed:
         by_split: dict[str, tuple[list[pathlib.Path], list[pathlib.Path]]] = {}
@@ -186,20 +190,21 @@ def _exists(path: pathlib.Path) -> bool:
         return False
 
 
-def _listed(source: Source, place: pathlib.Path, root: pathlib.Path) -> list[pathlib.Path]:
-    """The images that a text file lists."""
-    found = []
+def _listed(source: Source, place: pathlib.Path, root: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
+    """The images that a text file lists, and the stems of all its names."""
+    found, stems = [], set()
     for line in read_text(source, place).splitlines():
         if not (text := line.strip()):
             continue
         parts = clean(text).split("/")
+        stems.add(pathlib.PurePosixPath(parts[-1]).stem)
         candidates = [pathlib.Path(text), place.parent / text, *(root.joinpath(*parts[i:]) for i in range(len(parts)))]
         picture = next((path for path in candidates if _is_file(path)), None)
         if picture is None:
             source.notes.add(f"images listed in {place.name} without a file, left out", brief(text))
         else:
             found.append(picture)
-    return found
+    return found, stems
 
 
 def _is_file(path: pathlib.Path) -> bool:
