@@ -621,7 +621,10 @@ def test_cvats_ultralytics_export_lists_images_that_lie_elsewhere(exported, tmp_
 
 def test_all_annotations_of_another_number_than_the_category_names(exported, tmp_path, capsys):
     file = exported("coco") / "labels.json"
-    changed(file, lambda content: [person["keypoints"].extend([5, 6, 2]) for person in content["annotations"]])
+    changed(
+        file,
+        lambda content: [(p["keypoints"].extend([5, 6, 2]), p.update(category_id=1)) for p in content["annotations"]],
+    )
     assert "the category names 3 keypoints, and all its annotations have 4" in told(capsys, file, tmp_path / "out")
     assert run(file, tmp_path / "out", "--keypoints", "nose,left ear,right ear,tail") == 0
     assert annotations(tmp_path / "out")["categories"][0]["keypoints"][3] == "tail"
