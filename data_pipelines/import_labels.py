@@ -6,14 +6,12 @@ DeepLabCut's CollectedData csv, LabelMe JSON, Label Studio JSON, CVAT XML 1.1, M
 
 from __future__ import annotations
 
-import argparse
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
 
-from data_pipelines import labels, storage
-from data_pipelines.errors import InputError, tell
+from data_pipelines import command_line, labels, storage
+from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KEYPOINT_SETS
 from data_pipelines.labels.chosen import Choice, choose
 from data_pipelines.labels.completed import BOX_FORMATS, complete
@@ -21,12 +19,28 @@ from data_pipelines.labels.files import ImageFinder, opened
 from data_pipelines.labels.located import locate
 from data_pipelines.labels.write import Result, write
 
+OPTIONS: command_line.Options = {
+    "source": (None, "file, folder or zip of labels; may be given without its name"),
+    "output": (None, "new folder to write"),
+    "images": ("", "folder of the images, if they are not below or beside the labels"),
+    "category": ("", "imports only these categories, separated by commas"),
+    "keypoints": (
+        "",
+        f"the keypoints' names in order: a set ({', '.join(KEYPOINT_SETS)}), names with commas, or a file",
+    ),
+    "pairs": ("", "keypoints that change places in a mirror: 0-1,2-3, or left eye:right eye,..."),
+    "no_pairs": (False, "no keypoints change places in a mirror"),
+    "boxes": ("xywh", "what the labels' boxes mean: " + "; ".join(f"{k}: {v}" for k, v in BOX_FORMATS.items())),
+    "val_share": (0.2, "share of the images that validate, where the labels have no split"),
+    "copy": (False, "copies the images; otherwise they are hard links where the disk can"),
+}
+
 
 def import_labels(
     path: str | os.PathLike,
     output: str | os.PathLike,
     *,
-    images: str | os.PathLike | None = None,
+    images: str | os.PathLike = "",
     choice: Choice | None = None,
     boxes: str = "xywh",
     val_share: float = 0.2,
@@ -38,7 +52,7 @@ def import_labels(
       path: a file, a folder or a zip of labels.
       output: the new folder to write: `annotations/{all,train,val,test}.json` in COCO's format (all: everything that
         was read; the others: what has image files), `images/`, `config.py`, `summary.txt` and `contact_sheet.png`.
-      images: the folder of the images; None: they are looked for below and beside the labels.
+      images: the folder of the images; "": they are looked for below and beside the labels.
       choice: category, names and pairs.
       boxes: what the labels' boxes mean, a key of `BOX_FORMATS`.
       val_share: share of the images that validate, where the labels have no split.
@@ -62,45 +76,32 @@ def import_labels(
         return write(read, chosen, source, output, made=made, val_share=val_share, link=not copy)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns 0, or 1 after printing an error."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.import_labels", description=__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="file, folder or zip of labels")
-    parser.add_argument("--output", required=True, metavar="DIR", help="new folder to write")
-    parser.add_argument("--images", metavar="FOLDER", help="the images, if they are not below or beside the labels")
-    parser.add_argument("--category", action="append", default=[], help="import this category only; may be repeated")
-    parser.add_argument(
-        "--keypoints",
-        default="",
-        help=f"keypoints' names in order: a set ({', '.join(KEYPOINT_SETS)}), names with commas, or a file of names",
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return command_line.status(lambda: _import(arguments))
+
+
+def _import(arguments: list[str]) -> None:
+    flags = command_line.parse(arguments, __doc__, OPTIONS, first="source")
+    if flags["boxes"] not in BOX_FORMATS:
+        raise InputError(f"--boxes={flags['boxes']}: must be one of {', '.join(BOX_FORMATS)}")
+    if flags["no_pairs"] and flags["pairs"]:
+        raise InputError("--pairs and --no-pairs contradict each other; give one of them")
+    result = import_labels(
+        flags["source"],
+        flags["output"],
+        images=flags["images"],
+        choice=Choice(
+            categories=[name.strip() for name in flags["category"].split(",") if name.strip()],
+            keypoints=flags["keypoints"],
+            pairs="none" if flags["no_pairs"] else flags["pairs"] or None,
+        ),
+        boxes=flags["boxes"],
+        val_share=flags["val_share"],
+        copy=flags["copy"],
     )
-    pairs = parser.add_mutually_exclusive_group()
-    pairs.add_argument("--pairs", help="keypoints that change places in a mirror: 0-1,2-3, or left eye:right eye,...")
-    pairs.add_argument("--no-pairs", dest="pairs", action="store_const", const="none", help="no keypoints do")
-    parser.add_argument(
-        "--boxes",
-        choices=list(BOX_FORMATS),
-        default="xywh",
-        help="what the labels' boxes mean (default xywh): " + "; ".join(f"{k}: {v}" for k, v in BOX_FORMATS.items()),
-    )
-    parser.add_argument("--val-share", type=float, default=0.2, help="share of validation images without a split (0.2)")
-    parser.add_argument("--copy", action="store_true", help="copy the images; default: hard links where the disk can")
-    flags = parser.parse_args(arguments)
-    try:
-        result = import_labels(
-            flags.source,
-            flags.output,
-            images=flags.images,
-            choice=Choice(flags.category, flags.keypoints, flags.pairs),
-            boxes=flags.boxes,
-            val_share=flags.val_share,
-            copy=flags.copy,
-        )
-    except InputError as error:
-        tell(error)
-        return 1
     print(result.summary)
-    return 0
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_every_case_gives_its_counts_names_and_examples(case, formats, tmp_path,
     config = load_config(str(output / "config.py"))
     check(config)
     if "flip_pairs" in expected:
-        keypoints = config.data.keypoints
+        keypoints = config.keypoints
         found = {frozenset(map(keypoints.index, pair)) for pair in keypoints.flip_pairs}
         assert found == {frozenset(pair) for pair in expected["flip_pairs"]}
     if expected.get("skeleton") and case != "mmpose_crowdpose":
@@ -195,7 +195,7 @@ def test_every_format_gives_the_same_points(exported, tmp_path, name):
         np.testing.assert_allclose(own[labelled, :2], expected[labelled, :2], atol=1e-3)
         if name not in ("deeplabcut", "cvat") and person["id"] != 8:
             assert labelled.all()
-    keypoints = load_config(str(tmp_path / "out/config.py")).data.keypoints
+    keypoints = load_config(str(tmp_path / "out/config.py")).keypoints
     assert name == "ultralytics" or keypoints.names == fuzz_labels.NAMES
     assert [tuple(map(keypoints.index, pair)) for pair in keypoints.flip_pairs] == [(1, 2)]
     shown = {person["keypoints"][8] for person in people}

@@ -47,14 +47,12 @@ class Chosen:
       name: the category's name, or the joined names of several.
       pairs_from: where the pairs come from.
       sigmas_from: where the sigmas come from.
-      half_body: whether the set has an upper and a lower body.
     """
 
     keypoints: KeypointSet
     name: str
     pairs_from: str
     sigmas_from: str
-    half_body: bool
 
 
 def choose(labels: Labels, source: Source, choice: Choice) -> Chosen:
@@ -85,7 +83,7 @@ def choose(labels: Labels, source: Source, choice: Choice) -> Chosen:
         upper_body=upper,
         skeleton=tuple(dict.fromkeys((names[a], names[b]) for a, b in edges)),
     )
-    return Chosen(keypoints, label, origin, sigmas_from, bool(upper))
+    return Chosen(keypoints, label, origin, sigmas_from)
 
 
 def _categories(labels: Labels, asked: Sequence[str], source: Source) -> list[str]:

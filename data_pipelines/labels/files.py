@@ -181,8 +181,8 @@ class ImageFinder:
       where: the folder, or the source, for messages.
     """
 
-    def __init__(self, source: Source, folder: str | os.PathLike | None, leave_out: pathlib.Path):
-        """Looks in the folder, or where none is given, below the source and next to it."""
+    def __init__(self, source: Source, folder: str | os.PathLike, leave_out: pathlib.Path):
+        """Looks in the folder, or where it is "", below the source and next to it."""
         if folder and not pathlib.Path(folder).is_dir():
             raise InputError(f"{folder}: no such folder; --images takes the folder of the images")
         self._source, self._leave_out = source, leave_out

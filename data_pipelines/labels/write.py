@@ -50,13 +50,17 @@ def source(split):
 
 def get_config(arg=None):
     evaluate = {{**source("{val}"), "boxes": ""}}  # "": the labelled boxes
-    c = common.recipe(arg, keypoints=KEYPOINTS, train={{{name!r}: source("train")}}, evaluate=evaluate)
+    c = common.recipe(
+        arg,
+        keypoints=KEYPOINTS,
+        train={{{name!r}: source("train")}},
+        evaluate=evaluate,
+        input_size={input_size},  # height, width: the shape of most boxes, or a square
+        people={people},  # who train, to whom the recipe fits batch size, epochs and warm-up
+    )
     c.data.root = str(pathlib.Path(__file__).resolve().parent)
-    if "runlocal" not in common.parse(arg):
-        c.codec.input_size = {input_size}  # height, width: the shape of most boxes, or a square
-{settings}    return c
+    return c
 '''
-_NO_HALF_BODY = "    c.data.augment.half_body = 0.0  # the labels do not say which keypoints are of the upper body\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,11 @@ def write(
         raise InputError(f"{output}: holds files already; give --output a new folder, or empty this one")
     found = [image for image in labels.images if image.path]
     usable = found or labels.images  # without any file, they may be put into the folder later
+    if not any(map(_trained, usable)):
+        which = "that were found " if found else ""
+        raise InputError(
+            f"{source.path}: its images {which}show nobody with labelled keypoints but crowds; label people"
+        )
     split_from = _assign_splits(usable, val_share)
     by_split = {split: [image for image in usable if image.split == split] for split in SPLITS}
     names, ids = _file_names(labels.images), _ids(labels.images)
@@ -137,7 +146,8 @@ def write(
 
 def _assign_splits(images: Sequence[Image], val_share: float) -> str:
     """Gives every image its split; returns where it comes from."""
-    given = {image.split for image in images}
+    labelled = [image for image in images if _trained(image)]
+    given = {image.split for image in labelled}
     tool = "train" in given
     rest = [image for image in images if not image.split or not tool]
     if tool and "val" in given:
@@ -149,12 +159,14 @@ def _assign_splits(images: Sequence[Image], val_share: float) -> str:
     groups: dict[str, list[Image]] = {}
     for image in rest:
         # Roboflow's augmented copies of one image differ in what follows .rf.
-        groups.setdefault(re.sub(r"\.rf\..*", "", clean(image.names[0])), []).append(image)
+        image.split = "train"
+        if _trained(image):
+            groups.setdefault(re.sub(r"\.rf\..*", "", clean(image.names[0])), []).append(image)
     order = sorted(groups, key=lambda name: hashlib.blake2b(name.encode(errors="replace")).digest())
-    wanted = max(round(val_share * len(rest)), 1) if val_share and len(order) > 1 else 0
+    wanted = max(round(val_share * sum(map(len, groups.values()))), 1) if val_share and len(order) > 1 else 0
     taken = 0
     for name in order:
-        split = "val" if taken < wanted else "train"
+        split = "val" if taken < wanted and name != order[-1] else "train"
         taken += len(groups[name]) if split == "val" else 0
         for image in groups[name]:
             image.split = split
@@ -164,6 +176,11 @@ def _assign_splits(images: Sequence[Image], val_share: float) -> str:
         return "no validation images (--val-share 0): the training images validate"
     kept = ", the tool's test images kept apart" if tool and "test" in given else ""
     return f"by a hash of the images' names, {val_share:g} of them to validate (--val-share){kept}"
+
+
+def _trained(image: Image) -> int:
+    """How many people of an image are trained on."""
+    return sum(bool(person.points[:, 2].any()) and not person.crowd for person in image.people)
 
 
 def _file_names(images: Sequence[Image]) -> dict[int, str]:
@@ -247,7 +264,7 @@ def _config(chosen: Chosen, output: pathlib.Path, source: Source, train: Sequenc
         name=keypoints.name,
         val=val,
         input_size=_input_size(train),
-        settings="" if chosen.half_body else _NO_HALF_BODY,
+        people=sum(map(_trained, train)),
         **written,
     )
 
@@ -285,10 +302,7 @@ def _summary(
     sheet: bool,
 ) -> str:
     keypoints = chosen.keypoints
-    pairs = (
-        ", ".join(f"{a} - {b}" for a, b in keypoints.flip_pairs)
-        or "none: every keypoint keeps its place in a mirrored image"
-    )
+    pairs = ", ".join(f"{a} - {b}" for a, b in keypoints.flip_pairs) or "none, so images are not mirrored"
     lines = [
         f"{labels.tool} labels of {source.path}: {chosen.name}",
         "",
