@@ -6,17 +6,20 @@ DeepLabCut's CollectedData csv, LabelMe JSON, Label Studio JSON, CVAT XML 1.1, M
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from data_pipelines import command_line, labels, storage
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, listed
 from data_pipelines.keypoints import KEYPOINT_SETS
-from data_pipelines.labels.chosen import Choice, choose
+from data_pipelines.labels.chosen import Choice, Chosen, choose
 from data_pipelines.labels.completed import BOX_FORMATS, complete
-from data_pipelines.labels.files import ImageFinder, opened
+from data_pipelines.labels.files import ImageFinder, Source, opened
 from data_pipelines.labels.located import locate
+from data_pipelines.labels.repeats import with_sigmas
 from data_pipelines.labels.write import Result, write
 
 OPTIONS: command_line.Options = {
@@ -29,6 +32,7 @@ OPTIONS: command_line.Options = {
         f"the keypoints' names in order: a set ({', '.join(KEYPOINT_SETS)}), names with commas, or a file",
     ),
     "pairs": ("", "keypoints that change places in a mirror: 0-1,2-3, or left eye:right eye,..."),
+    "repeats": ("", "other labels of the same images, separated by commas: the sigmas are estimated from them"),
     "no_pairs": (False, "no keypoints change places in a mirror"),
     "boxes": ("xywh", "what the labels' boxes mean: " + "; ".join(f"{k}: {v}" for k, v in BOX_FORMATS.items())),
     "val_share": (0.2, "share of the images that validate, where the labels have no split"),
@@ -43,6 +47,7 @@ def import_labels(
     images: str | os.PathLike = "",
     choice: Choice | None = None,
     boxes: str = "xywh",
+    repeats: Sequence[str | os.PathLike] = (),
     val_share: float = 0.2,
     copy: bool = False,
 ) -> Result:
@@ -55,6 +60,7 @@ def import_labels(
       images: the folder of the images; "": they are looked for below and beside the labels.
       choice: category, names and pairs.
       boxes: what the labels' boxes mean, a key of `BOX_FORMATS`.
+      repeats: other labels of the same images, in the same format; the sigmas are estimated from them.
       val_share: share of the images that validate, where the labels have no split.
       copy: copies the images instead of linking to them.
 
@@ -65,15 +71,41 @@ def import_labels(
     if not 0 <= val_share < 1:
         raise InputError(f"--val-share {val_share:g}: must be at least 0 and below 1")
     storage.check_output(output, folder=True)
+    choice = choice or Choice()
+    others = [_read(repeat, output, images, choice, boxes) for repeat in repeats]
     with opened(path, output) as source:
-        finder = ImageFinder(source, images, output)
-        read = labels.read(source, finder)
-        chosen = choose(read, source, choice or Choice())
-        locate(read, source, finder)
-        made = complete(read, source, boxes)
+        read, chosen, made = _complete(source, output, images, choice, boxes)
         if not any(person.points[:, 2].any() for person in read.people()):
             raise InputError(f"{path}: nobody in it has a labelled keypoint; label keypoints, or export them too")
+        if repeats:
+            where = ",".join(map(str, repeats))
+            if different := [other for _, other in others if other.keypoints.names != chosen.keypoints.names]:
+                raise InputError(
+                    f"--repeats={where}: has keypoints {listed(different[0].keypoints.names)}; {path} has "
+                    f"{listed(chosen.keypoints.names)}"
+                )
+            keypoints = with_sigmas(chosen.keypoints, read, [labels for labels, _ in others], where)
+            chosen = dataclasses.replace(chosen, keypoints=keypoints)
         return write(read, chosen, source, output, made=made, val_share=val_share, link=not copy)
+
+
+def _read(
+    path: str | os.PathLike, output: pathlib.Path, images: str | os.PathLike, choice: Choice, boxes: str
+) -> tuple[labels.Labels, Chosen]:
+    """Labels and keypoints of a file, folder or zip."""
+    with opened(path, output) as source:
+        return _complete(source, output, images, choice, boxes)[:2]
+
+
+def _complete(
+    source: Source, output: pathlib.Path, images: str | os.PathLike, choice: Choice, boxes: str
+) -> tuple[labels.Labels, Chosen, dict[str, int]]:
+    """Labels with boxes and areas in the pixels of their images, their keypoints, and how many boxes were made."""
+    finder = ImageFinder(source, images, output)
+    read = labels.read(source, finder)
+    chosen = choose(read, source, choice)
+    locate(read, source, finder)
+    return read, chosen, complete(read, source, boxes)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -98,6 +130,7 @@ def _import(arguments: list[str]) -> None:
             pairs="none" if flags["no_pairs"] else flags["pairs"] or None,
         ),
         boxes=flags["boxes"],
+        repeats=[repeat.strip() for repeat in flags["repeats"].split(",") if repeat.strip()],
         val_share=flags["val_share"],
         copy=flags["copy"],
     )

@@ -213,6 +213,28 @@ def test_the_written_config_trains(exported, tmp_path):
     assert np.isfinite(metrics["loss"] if "loss" in metrics else metrics["AP"])
 
 
+def test_sigmas_are_estimated_from_repeated_labels(exported, tmp_path, capsys):
+    folder = exported("coco")
+    shutil.copytree(folder, tmp_path / "again")
+
+    def shift(content):
+        for person in content["annotations"]:
+            person["keypoints"][::3] = [x + 2 for x in person["keypoints"][::3]]
+
+    changed(tmp_path / "again/labels.json", shift)
+    assert run(folder, tmp_path / "out", "--repeats", tmp_path / "again") == 0
+    people = [p for p in annotations(tmp_path / "out")["annotations"] if p["num_keypoints"] and not p["iscrowd"]]
+    keypoints = load_config(str(tmp_path / "out/config.py")).keypoints
+    for k, sigma in enumerate(keypoints.sigmas):
+        areas = [person["area"] for person in people if person["keypoints"][3 * k + 2]]
+        # Two labels 2 pixels apart: the squared deviations from their mean sum to 2.
+        assert sigma == pytest.approx(np.sqrt(np.mean(2 / np.array(areas))), abs=1e-4)
+    assert "estimated from" in keypoints.sigmas_from
+    assert keypoints.sigmas_from in (tmp_path / "out/summary.txt").read_text()
+    capsys.readouterr()
+    assert "copy and no repeat" in told(capsys, folder, tmp_path / "no", "--repeats", folder)
+
+
 def test_the_tools_splits_are_kept(exported, tmp_path):
     assert run(exported("ultralytics"), tmp_path / "out") == 0
     parts = {part: annotations(tmp_path / "out", part) for part in ("train", "val")}

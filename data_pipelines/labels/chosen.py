@@ -8,14 +8,10 @@ import re
 from collections.abc import Sequence
 
 from data_pipelines.errors import InputError, brief, listed
-from data_pipelines.keypoints import AIC, COCO, KEYPOINT_SETS, KeypointSet
+from data_pipelines.keypoints import AIC, COCO, DEFAULT_SIGMA, KEYPOINT_SETS, KeypointSet
 from data_pipelines.labels.files import Source, read_text
 from data_pipelines.labels.labelled import Kind, Labels, unique
 from data_pipelines.labels.sides import one_sided, only_numbers, pairs_by_name
-
-# Where neither the names are COCO's nor repeated labels were given: between a wrist (0.062) and an ear (0.035).
-DEFAULT_SIGMA = 0.05
-
 
 _REMEDY = (
     "say which change places in a mirror: --pairs 0-1,2-3 (numbers from 0), --no-pairs if none do, or name them: "
@@ -46,13 +42,11 @@ class Chosen:
       keypoints: the set.
       name: the category's name, or the joined names of several.
       pairs_from: where the pairs come from.
-      sigmas_from: where the sigmas come from.
     """
 
     keypoints: KeypointSet
     name: str
     pairs_from: str
-    sigmas_from: str
 
 
 def choose(labels: Labels, source: Source, choice: Choice) -> Chosen:
@@ -82,8 +76,9 @@ def choose(labels: Labels, source: Source, choice: Choice) -> Chosen:
         flip_pairs=tuple((names[a], names[b]) for a, b in pairs),
         upper_body=upper,
         skeleton=tuple(dict.fromkeys((names[a], names[b]) for a, b in edges)),
+        sigmas_from=sigmas_from,
     )
-    return Chosen(keypoints, label, origin, sigmas_from)
+    return Chosen(keypoints, label, origin)
 
 
 def _categories(labels: Labels, asked: Sequence[str], source: Source) -> list[str]:
@@ -102,9 +97,8 @@ def _categories(labels: Labels, asked: Sequence[str], source: Source) -> list[st
     different = {labels.kinds[name].names for name in among}
     if len(different) > 1:
         raise InputError(
-            f"{source.path}: its categories have different keypoints, which one network cannot learn: {say}; "
-            "choose with "
-            "--category NAME"
+            f"{source.path}: its categories have different keypoints, which one network cannot learn: {say}; choose "
+            "with --category NAME"
         )
     return among
 
@@ -131,9 +125,8 @@ def _pairs(
 ) -> tuple[tuple[tuple[int, int], ...], str]:
     """Pairs of (left, right) indices, and where they come from."""
     if choice.pairs is not None:
-        return _given_pairs(
-            names, choice.pairs
-        ), "as --pairs says" if choice.pairs != "none" else "none, as --no-pairs says"
+        origin = "none, as --no-pairs says" if choice.pairs == "none" else "as --pairs says"
+        return _given_pairs(names, choice.pairs), origin
     if known and names == known.names:
         return tuple((names.index(a), names.index(b)) for a, b in known.flip_pairs), f"of the set {known.name!r}"
     by_name = pairs_by_name(names)
@@ -167,9 +160,8 @@ def _given_pairs(names: Sequence[str], text: str) -> tuple[tuple[int, int], ...]
             ends = [names.index(end.strip()) if end.strip() in names else -1 for end in part.split(":")]
         if len(ends) != 2 or -1 in ends or ends[0] == ends[1]:
             raise InputError(
-                f"--pairs: {brief(part)} is not two of the {len(names)} keypoints; write 0-1,2-3 with numbers from "
-                "0 to "
-                f"{len(names) - 1}, or left eye:right eye"
+                f"--pairs: {brief(part)} is not two of the {len(names)} keypoints; write 0-1,2-3 with numbers from 0 "
+                f"to {len(names) - 1}, or left eye:right eye"
             )
         pairs.append((ends[0], ends[1]))
     used = [end for pair in pairs for end in pair]
@@ -183,7 +175,7 @@ def _sigmas(names: Sequence[str]) -> tuple[tuple[float, ...], str]:
     sigmas = tuple(known.get(name, DEFAULT_SIGMA) for name in names)
     count = sum(name in known for name in names)
     if not count:
-        return sigmas, f"{DEFAULT_SIGMA} for every keypoint, a default"
+        return sigmas, f"{DEFAULT_SIGMA:g} for every keypoint, a default"
     rest = "" if count == len(names) else f", {DEFAULT_SIGMA}, a default, for the other {len(names) - count}"
     return sigmas, f"COCO's for the {count} keypoints with COCO's names{rest}"
 

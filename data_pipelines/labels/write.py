@@ -38,6 +38,7 @@ KEYPOINTS = KeypointSet(
     name={name!r},
     names={names},
     sigmas={sigmas},
+    sigmas_from={sigmas_from!r},
     flip_pairs={flip_pairs},
     upper_body={upper_body},
     skeleton={skeleton},
@@ -262,6 +263,7 @@ def _config(chosen: Chosen, output: pathlib.Path, source: Source, train: Sequenc
         title=_text(f"{chosen.name} of {source.path}"),
         folder=_text(str(output)),
         name=keypoints.name,
+        sigmas_from=keypoints.sigmas_from,
         val=val,
         input_size=_input_size(train),
         people=sum(map(_trained, train)),
@@ -309,7 +311,7 @@ def _summary(
         f"keypoints   {len(keypoints)}: " + ", ".join(f"{i} {name}" for i, name in enumerate(keypoints.names)),
         f"left-right  {chosen.pairs_from}; {len(keypoints.flip_pairs)} pairs: {pairs}",
         f"skeleton    {len(keypoints.skeleton)} lines",
-        f"sigmas      {chosen.sigmas_from}",
+        f"sigmas      {keypoints.sigmas_from}",
         "boxes       "
         f"{_made(made['boxes'], labels, f'from the keypoints with a margin of {BOX_MARGIN:g} of their longer side')}",
         f"areas       {_made(made['areas'], labels, f'{AREA_SHARE:g} of the box')}",
@@ -337,9 +339,8 @@ def _made(count: int, labels: Labels, how: str) -> str:
 
 def _no_images(labels: Labels, source: Source, output: pathlib.Path) -> str:
     return (
-        f"None of the {len(labels.images)} images was found, so there is nothing to look at and to train on: run "
-        "again with "
-        f"--images FOLDER, or put them into {output / 'images'}, e.g. {clean(labels.images[0].names[0])}"
+        f"None of the {len(labels.images)} images was found, so there is nothing to look at and to train on: run again "
+        f"with --images FOLDER, or put them into {output / 'images'}, e.g. {clean(labels.images[0].names[0])}"
     )
 
 
