@@ -14,7 +14,7 @@ import pytest
 from benchmarks import fuzz, fuzz_labels
 from data_pipelines.images import read_image
 from data_pipelines.import_labels import main
-from data_pipelines.labels.sides import pairs_by_name
+from data_pipelines.labels.left_right import pairs_by_name
 from hrnet_jax.config import check, load_config
 
 CASES = (

@@ -10,7 +10,7 @@ from typing import Any
 from data_pipelines.errors import InputError
 from data_pipelines.labels import coco, cvat, dlc, labelme, labelstudio, mpii, yolo
 from data_pipelines.labels.files import ImageFinder, Source, read_json, read_text, read_yaml
-from data_pipelines.labels.labelled import Labels
+from data_pipelines.labels.types import Labels
 
 TOOLS = (
     "COCO JSON, Ultralytics data.yaml, DeepLabCut CollectedData csv, LabelMe JSON, Label Studio JSON, CVAT XML 1.1, "

@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines.errors import InputError, brief
 from data_pipelines.keypoints import COCO
 from data_pipelines.labels.files import Source, clean, split_of
-from data_pipelines.labels.labelled import (
+from data_pipelines.labels.types import (
     Image,
     Kind,
     Labels,

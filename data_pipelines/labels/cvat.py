@@ -15,7 +15,8 @@ import numpy as np
 
 from data_pipelines.errors import InputError, brief
 from data_pipelines.labels.files import Source, read_text, split_of
-from data_pipelines.labels.labelled import (
+from data_pipelines.labels.grouping import Box, Drawn, Point, Rectangle, assemble
+from data_pipelines.labels.types import (
     OCCLUDED,
     UNLABELLED,
     VISIBLE,
@@ -29,7 +30,6 @@ from data_pipelines.labels.labelled import (
     outline,
     size_of,
 )
-from data_pipelines.labels.loose import Box, Drawn, Point, Rectangle, assemble
 
 
 def parsed(source: Source, file: pathlib.Path) -> ET.Element | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipelines.errors import InputError, brief
 from data_pipelines.labels.files import IMAGE_SUFFIXES, Source, read_yaml
-from data_pipelines.labels.labelled import VISIBLE, Image, Kind, Labels, Person, number
+from data_pipelines.labels.types import VISIBLE, Image, Kind, Labels, Person, number
 
 _SINGLE = "single"  # the individual that holds the unique body parts
 _HEADERS = ("scorer", "individuals", "bodyparts", "coords")

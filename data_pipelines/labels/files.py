@@ -21,7 +21,7 @@ import yaml
 from data_pipelines import storage
 from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError, brief, utf8
-from data_pipelines.labels.labelled import Notes
+from data_pipelines.labels.types import Notes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 

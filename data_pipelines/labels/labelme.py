@@ -13,8 +13,8 @@ from typing import Any
 
 from data_pipelines.errors import InputError, brief
 from data_pipelines.labels.files import Source, read_yaml, split_of
-from data_pipelines.labels.labelled import OCCLUDED, VISIBLE, Image, Labels, numbers, outline, size_of
-from data_pipelines.labels.loose import Drawn, Point, Rectangle, assemble
+from data_pipelines.labels.grouping import Drawn, Point, Rectangle, assemble
+from data_pipelines.labels.types import OCCLUDED, VISIBLE, Image, Labels, numbers, outline, size_of
 
 
 def is_labelme(content: Any) -> bool:

@@ -12,8 +12,8 @@ from typing import Any
 
 from data_pipelines.errors import InputError, brief
 from data_pipelines.labels.files import IMAGE_SUFFIXES, Source, split_of
-from data_pipelines.labels.labelled import OCCLUDED, VISIBLE, Image, Labels, numbers, outline, size_of
-from data_pipelines.labels.loose import Drawn, Point, Rectangle, assemble
+from data_pipelines.labels.grouping import Drawn, Point, Rectangle, assemble
+from data_pipelines.labels.types import OCCLUDED, VISIBLE, Image, Labels, numbers, outline, size_of
 
 _HIDDEN = {"occluded", "hidden", "invisible", "not visible", "not_visible"}
 _LABEL_KEYS = ("keypointlabels", "rectanglelabels", "labels", "brushlabels")

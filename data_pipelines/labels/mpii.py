@@ -13,7 +13,7 @@ from typing import Any
 from data_pipelines.errors import InputError, brief
 from data_pipelines.labels.coco import as_points
 from data_pipelines.labels.files import Source, split_of
-from data_pipelines.labels.labelled import Image, Kind, Labels, Person, number, numbers, size_of
+from data_pipelines.labels.types import Image, Kind, Labels, Person, number, numbers, size_of
 
 NAMES = (
     *("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax"),

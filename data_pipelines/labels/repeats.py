@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet
-from data_pipelines.labels.labelled import Image, Labels, Person
+from data_pipelines.labels.types import Image, Labels, Person
 from data_pipelines.sigmas import estimate_sigmas
 
 # People of two labellings are the same where their keypoints are this close on average, as a share of the square root

@@ -13,7 +13,7 @@ from data_pipelines import draw
 from data_pipelines.errors import InputError
 from data_pipelines.images import read_rgb
 from data_pipelines.keypoints import LEFT_COLOUR, MIDDLE_COLOUR, RIGHT_COLOUR, KeypointSet
-from data_pipelines.labels.labelled import Image, Notes
+from data_pipelines.labels.types import Image, Notes
 
 _TILE = 320  # pixels
 _IMAGES = 16

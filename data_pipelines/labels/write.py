@@ -16,11 +16,11 @@ from data_pipelines import draw, storage
 from data_pipelines.coco_files import PERSON
 from data_pipelines.errors import InputError, printable
 from data_pipelines.json_files import write_json
-from data_pipelines.labels.chosen import Chosen
-from data_pipelines.labels.completed import AREA_SHARE, BOX_MARGIN
+from data_pipelines.labels.boxes import AREA_SHARE, BOX_MARGIN
+from data_pipelines.labels.choice import Chosen
 from data_pipelines.labels.files import IMAGE_SUFFIXES, Source, clean, copied
-from data_pipelines.labels.labelled import OCCLUDED, VISIBLE, Image, Labels
 from data_pipelines.labels.sheet import contact_sheet
+from data_pipelines.labels.types import OCCLUDED, VISIBLE, Image, Labels
 
 SPLITS = ("train", "val", "test")
 

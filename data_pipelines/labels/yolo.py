@@ -15,8 +15,8 @@ import numpy as np
 
 from data_pipelines.errors import InputError, brief, utf8
 from data_pipelines.labels.files import IMAGE_SUFFIXES, ImageFinder, Source, clean, read_text, split_of
-from data_pipelines.labels.labelled import Image, Kind, Labels, Person, number, numbered, numbers, unique, visibility
-from data_pipelines.labels.pictures import displayed_size
+from data_pipelines.labels.image_sizes import displayed_size
+from data_pipelines.labels.types import Image, Kind, Labels, Person, number, numbered, numbers, unique, visibility
 
 _SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 

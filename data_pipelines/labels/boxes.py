@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from data_pipelines.labels.files import Source
-from data_pipelines.labels.labelled import Image, Labels, Person, outline
+from data_pipelines.labels.types import Image, Labels, Person, outline
 
 # Around the labelled points, as a share of the longer side of their extent.
 BOX_MARGIN = 0.1

@@ -6,8 +6,8 @@ import numpy as np
 
 from data_pipelines.errors import InputError
 from data_pipelines.labels.files import ImageFinder, Source, clean
-from data_pipelines.labels.labelled import Image, Labels, outline
-from data_pipelines.labels.pictures import header, turned
+from data_pipelines.labels.image_sizes import header, turned
+from data_pipelines.labels.types import Image, Labels, outline
 
 # Share of the found images whose size may contradict their labels: these are left out.
 _MOST_CONTRADICTIONS = 0.1

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from data_pipelines.labels.labelled import UNLABELLED, Image, Kind, Notes, Person, ordered
+from data_pipelines.labels.types import UNLABELLED, Image, Kind, Notes, Person, ordered
 
 Box = tuple[float, float, float, float]
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from data_pipelines.errors import InputError, brief, listed
 from data_pipelines.keypoints import AIC, COCO, DEFAULT_SIGMA, KEYPOINT_SETS, KeypointSet
 from data_pipelines.labels.files import Source, read_text
-from data_pipelines.labels.labelled import Kind, Labels, unique
-from data_pipelines.labels.sides import one_sided, only_numbers, pairs_by_name
+from data_pipelines.labels.left_right import one_sided, only_numbers, pairs_by_name
+from data_pipelines.labels.types import Kind, Labels, unique
 
 _REMEDY = (
     "say which change places in a mirror: --pairs 0-1,2-3 (numbers from 0), --no-pairs if none do, or name them: "
