@@ -65,9 +65,7 @@ from hrnet_jax.weights.initial import initial_model, initialised
 
 logger = logging.getLogger(__name__)
 
-_AT_RANDOM = (
-    "at random; the published AP take a backbone that was trained on ImageNet: --config.init=hrnet_w32-imagenet"
-)
+_AT_RANDOM = "at random; the published AP take a backbone trained on ImageNet: --config.init=hrnet_w32-imagenet"
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:

@@ -47,22 +47,23 @@ def test_it_knows_its_people(overfitted, shared):
 def test_the_predictions_are_drawn_where_they_are(overfitted, trained, evaluator, tmp_path):
     _, predictions = evaluator(trained.params, trained.stats)
     instances = evaluator.data.instances
-    draw.contact_sheet(tmp_path / "bare.png", predictions, instances, COCO, threshold=np.inf)
+    arrays = (predictions.image_ids, predictions.keypoints, predictions.keypoint_scores, predictions.box_scores)
+    draw.contact_sheet(tmp_path / "bare.png", instances, COCO, *arrays, threshold=np.inf)
     drawn, bare = (
         cv2.imread(str(path)).astype(int) for path in (overfitted / "predictions.png", tmp_path / "bare.png")
     )
     changed = np.abs(drawn - bare).sum(-1) > 30
     assert 0.001 < changed.mean() < 0.2
-    images = sorted({prediction["image_id"] for prediction in predictions})
+    images = np.unique(predictions.image_ids).tolist()
     assert drawn.shape == (240, 240 * len(images), 3)  # one row of four tiles
     hits = []
-    for prediction in predictions:
-        pixels = instances.open(int(np.flatnonzero(instances.image_id == prediction["image_id"])[0])).pixels()
+    for image_id, keypoints, scores in zip(*arrays[:3], strict=True):
+        pixels = instances.open(int(np.flatnonzero(instances.image_id == image_id)[0])).pixels()
         zoom = 240 / max(pixels.shape)
-        points = np.round(prediction["keypoints"] * zoom).astype(int)
+        points = np.round(keypoints * zoom).astype(int)
         inside = (points >= 0).all(-1) & (points < np.array(pixels.shape[1::-1]) * zoom - 1).all(-1)
-        x, y = points[inside & (prediction["keypoint_scores"] > 0.2)].T
-        hits.append(changed[y, x + 240 * images.index(prediction["image_id"])])
+        x, y = points[inside & (scores > 0.2)].T
+        hits.append(changed[y, x + 240 * images.index(image_id)])
     assert np.concatenate(hits).mean() > 0.99
 
 
