@@ -167,8 +167,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                 with log.waiting():
                     batch = next(batches)
                 on_device = {name: batch[name] for name in ("image", "keypoints", "visible", "source")}
-                # Nothing but the batch moves between host and devices, or between devices.
-                with profiler.step(step), jax.transfer_guard("disallow"):
+                with profiler.step(step):
                     state, measured = train_step(state, shard_batch(on_device, mesh))
                 log.add(step, measured, batch)
                 if step % config.log_every == 0 or step == total_steps:

@@ -53,7 +53,9 @@ def test_two_devices_train_like_one(shared, group_size):
         step = make_train_step(FunctionalModel.of(model), codec, optimizer, 2)
         losses, first_stats = [], None
         for batch in batches:
-            state, measured = step(state, shard_batch(batch, mesh))
+            batch = shard_batch(batch, mesh)
+            with jax.transfer_guard("disallow"):  # a step moves nothing between host and devices
+                state, measured = step(state, batch)
             losses.append(float(measured["loss"]))
             first_stats = first_stats or jax.device_get(state.stats)
         return losses, first_stats, jax.device_get(state.stats)
@@ -358,7 +360,9 @@ def one_step(shared, *, parts=1, ema_decay=0.0, steps=1, devices=None, change=la
     states, measurements = [jax.device_get(state)], []
     for number in range(steps):
         batch = {name: data.batches(16)[number][name] for name in FIELDS}
-        state, measured = step(state, shard_batch(change(batch), mesh))
+        batch = shard_batch(change(batch), mesh)
+        with jax.transfer_guard("disallow"):  # a step moves nothing between host and devices
+            state, measured = step(state, batch)
         states.append(jax.device_get(state))
         measurements.append(jax.device_get(measured))
     return states, measurements

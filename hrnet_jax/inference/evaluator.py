@@ -118,9 +118,8 @@ class Evaluator:
         for batch in self.data:
             if should_stop():
                 return None
-            with jax.transfer_guard("disallow"):  # nothing but the images moves
-                images = shard_batch({"image": batch.pop("image")}, self.mesh)["image"]
-                batch["found"], batch["score"] = self.step(weights, {}, images)
+            images = shard_batch({"image": batch.pop("image")}, self.mesh)["image"]
+            batch["found"], batch["score"] = self.step(weights, {}, images)
             if answered:  # while the device computes this batch
                 fetch(answered[-1])
             answered.append(batch)
