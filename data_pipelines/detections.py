@@ -134,11 +134,11 @@ def _by_name(path: pathlib.Path, box_format: str) -> DetectedBoxes:
         images.append(check_name(f"{path}:", name))
         row = as_numbers(piece)
         if row is None or row.shape not in ((4,), (5,)):
-            raise InputError(f"{path}: {name}: {brief(repr(piece))} is no box of 4 numbers, or 5 with a score")
+            raise InputError(f"{path}: {brief(name)}: {brief(repr(piece))} is no box of 4 numbers, or 5 with a score")
         rows.append(np.append(row, np.nan)[:5])
     table = np.array(rows).reshape(-1, 5)
     boxes = from_corners(table[:, :4], box_format)
-    return DetectedBoxes([*images], boxes, table[:, 4], lambda i: f"{path}: {images[i]}")
+    return DetectedBoxes([*images], boxes, table[:, 4], lambda i: f"{path}: {brief(images[i])}")
 
 
 def _tracks(path: pathlib.Path, lines: list[tuple[str, str, list[float]]]) -> DetectedBoxes:

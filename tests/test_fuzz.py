@@ -145,7 +145,7 @@ def test_scores_beyond_all_floats(shop):
     boxes.write_text(json.dumps([{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 10**400}]))
     refused("'score' is 1000", read_boxes, str(boxes), COCO)
     boxes.write_text(json.dumps({"images\n": 1, "images": [{"id": "x\ny"}]}))
-    refused("'id' must be an integer", read_boxes, str(boxes), COCO)
+    refused(": images: 1 is no box of 4 numbers", read_boxes, str(boxes), COCO)
 
 
 def test_configs_of_older_versions_say_which_keys_they_lack(shop):

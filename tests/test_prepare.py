@@ -455,7 +455,7 @@ def test_images_that_cannot_be_used(people, tmp_path):
     assert [report["unreadable"][f"0_{number}.jpg"].split(": ", 1)[1] for number in (5, 6, 9)] == [
         "no such image",
         "the image is 161 x 120, the annotation file says 160 x 120",
-        "not an image that can be decoded (8 bytes); JPEG, PNG, WebP, BMP, TIFF and PNM can be",
+        "not an image that can be decoded (8 bytes); JPEG, PNG, WebP, BMP, TIFF, PNM, GIF and AVIF can be",
     ]
     assert "truncated" in report["unreadable"]["0_2.jpg"]
     kept = read_index(tmp_path / "few_train" / INDEX, PreparedImages(tmp_path / "few_train"))

@@ -316,7 +316,7 @@ def test_a_run_before_its_first_evaluation(config, tmp_path):
     assert dict(page.tables[0])["Logged"] == "up to step 5; loss 0.25"
     assert dict(page.tables[0])["Checkpoints at steps"] == "none"
     assert {drawing["aria-label"] for drawing in page.all("svg")} == {"Loss", "Learning rate"}
-    assert page.text.count("Nothing was logged yet.") == 4
+    assert page.text.count("Nothing was logged yet.") == 5
 
 
 def test_the_output_of_an_evaluation_alone(workdir, people, tmp_path):
