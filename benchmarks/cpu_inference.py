@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.model import sizes, words
+from benchmarks.sides import Side, serve
 from benchmarks.steps import experiment
-from benchmarks.versus_sides import serve
-from benchmarks.versus_torch import Side
 
 MODES = ("ours", "ours folded", "torch eager", "torch eager folded", "torch compile", "torch compile folded")
 
@@ -78,7 +77,7 @@ def _images(task: dict[str, Any]) -> np.ndarray:
 
 
 def begin(task: dict[str, Any]) -> tuple[Callable[[int], int], dict[str, Any]]:
-    """Starts a mode; see `benchmarks.versus_sides.serve`. Every image's times stand in the facts."""
+    """Starts a mode; see `benchmarks.sides.serve`. Every image's times stand in the facts."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task["threads"]])
     forward, version = (our_forward if task["side"] == "ours" else their_forward)(task)
     wall: list[float] = []

@@ -2,7 +2,7 @@
 
     python -m benchmarks.versus_sides '{"side": "torch", "job": "train", ...}'
 
-Questions come as lines on standard input, answers go as lines of JSON to standard output.
+`benchmarks.sides` has the questions and answers.
 """
 
 from __future__ import annotations
@@ -12,23 +12,19 @@ import itertools
 import json
 import pathlib
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.full_scale import SIZE, link_pictures, random_box, random_points, write_pictures
+from benchmarks.sides import Run, serve
 from benchmarks.steps import Step, experiment, random_batch
 from data_pipelines.images import Decoded
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData, TrainData, iterate, stack
 from hrnet_jax.codecs import create_codec
-
-# f(steps) runs so many and returns the number of images.
-Run = Callable[[int], int]
 
 
 def configure(task: dict[str, Any]) -> ConfigDict:
@@ -254,34 +250,6 @@ class Crops:
         if self.train:
             return self.data.sample(index, self.order[index])
         return self.data._sample(Decoded(self.data.instances.open(index).pixels()), index)
-
-
-def serve(task: dict[str, Any], begin_job: Callable[[], tuple[Run, dict[str, Any]]]) -> None:
-    """Answers the questions on standard input until the last one, or the first that fails."""
-    run: Run | None = None
-    facts: dict[str, Any] = {}
-    for line in sys.stdin:
-        begin = time.perf_counter()
-        answer: dict[str, Any] = {}
-        try:
-            if line.strip() == "start":
-                run, facts = begin_job()
-                run(2)
-                answer = {key: value for key, value in facts.items() if not callable(value)}
-                answer["start_seconds"] = time.perf_counter() - begin
-                run(1)  # compiled programs may be recorded or tuned at their second or third call
-            elif line.strip() == "measure":
-                assert run
-                images = run(task["steps"])
-                answer = {"images_per_second": images / (time.perf_counter() - begin)}
-            elif line.strip() == "stop":
-                answer = facts["cost"]() if "cost" in facts else {}
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
-        print(json.dumps(answer), flush=True)
-        if line.strip() == "stop" or "failed" in answer:
-            break
 
 
 def main() -> None:

@@ -22,8 +22,6 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,63 +29,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.model import numbers, sizes, words
+from benchmarks.sides import Side
 
 # The recipe's training: people of COCO train2017 and AIC with keypoints.
 EPOCHS, PEOPLE = 210, 528_165
 
 JOBS = ("train", "predict", "train_jpeg", "predict_jpeg")
-
-
-class Side:
-    """A process that measures one job of one side, asked as `benchmarks.versus_sides.serve` answers."""
-
-    def __init__(self, task: dict[str, Any], log: Any, seconds: float, module: str = "benchmarks.versus_sides"):
-        self.task = task
-        self.times: list[float] = []
-        self.answer: dict[str, Any] = {}
-        # Both sides hold what they need, not what an allocator takes in advance; compiling is measured.
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        command = ["timeout", "--signal=KILL", f"{seconds:.0f}", sys.executable, "-m", module]
-        self.process = subprocess.Popen(
-            [*command, json.dumps(task)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-
-    def ask(self, question: str) -> dict[str, Any] | None:
-        """The answer to "start", "measure" or "stop"; None, and a reason in `answer`, when the process is gone."""
-        assert self.process.stdin
-        assert self.process.stdout
-        try:
-            self.process.stdin.write(question + "\n")
-            self.process.stdin.flush()
-            # What libraries print is not the answer.
-            line = next(line for line in self.process.stdout if line.startswith("{"))
-        except (StopIteration, BrokenPipeError):
-            code = self.process.wait()
-            self.answer.setdefault("failed", "out of time" if code == 137 else f"exit code {code}")
-            return None
-        answer = json.loads(line)
-        self.answer |= answer
-        return None if "failed" in answer else answer
-
-    def row(self) -> dict[str, Any]:
-        """What was measured."""
-        row = {key: self.task[key] for key in ("job", "side", "mode", "batch_size")} | self.answer
-        if self.times:
-            median = statistics.median(self.times)
-            row |= {"images_per_second": median, "spread": [min(self.times), max(self.times)], "all": self.times}
-        return row
-
-    def close(self) -> None:
-        """Ends the process."""
-        if self.process.poll() is None:
-            self.ask("stop")
-        self.process.stdin.close()  # type: ignore[union-attr]
-        self.process.wait()
 
 
 def compare(job: str, arguments: argparse.Namespace, shared: dict[str, Any], ends: float) -> list[dict[str, Any]]:
@@ -99,7 +46,7 @@ def compare(job: str, arguments: argparse.Namespace, shared: dict[str, Any], end
 
             def started(task: dict[str, Any], log: Any = log) -> Side:
                 # At once, if time is over: the process is killed after a second.
-                side = Side(task, log, max(ends - time.monotonic(), 1))
+                side = Side(task, log, max(ends - time.monotonic(), 1), "benchmarks.versus_sides")
                 side.ask("start")
                 return side
 
@@ -205,7 +152,8 @@ def main() -> None:
         # The first also draws the files.
         checks = {}
         for name in ("ours", "torch"):
-            side = Side({**shared, "job": "check", "side": name, "mode": "eager", "batch_size": 1}, log, 1200)
+            task = {**shared, "job": "check", "side": name, "mode": "eager", "batch_size": 1}
+            side = Side(task, log, 1200, "benchmarks.versus_sides")
             side.ask("start")
             side.close()
             checks[name] = side.answer
