@@ -166,7 +166,7 @@ class Losses(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Adds a step's loss."""
-        self.epochs[-1].append(float(outputs["loss"]))
+        self.epochs[-1].append(outputs["loss"].item())
 
 
 def schedules(task: Task) -> list[dict[str, Any]]:
@@ -255,7 +255,7 @@ def recorded(task: Task) -> dict[str, Any]:
     with np.load(task["batches"]) as batches:
         images, keypoints, visible = (batches[name] for name in ("image", "keypoints", "visible"))
     for batch in zip(images, keypoints, visible, strict=True):
-        losses.append(float(model.train_step(packed(*batch, encoder), wrapper)["loss"]))
+        losses.append(model.train_step(packed(*batch, encoder), wrapper)["loss"].item())
         for schedule in scheduled:
             schedule.step()
     return {"losses": losses}
@@ -292,7 +292,7 @@ def speed(task: Task) -> tuple[Run, dict[str, Any]]:
         for _ in range(steps):
             batch = resident if task["job"] == "step" else next(batches)
             if task["job"] != "loader":
-                float(model.train_step(batch, wrapper)["loss"])
+                model.train_step(batch, wrapper)["loss"].item()
         cpu.append((time.process_time() - begin) / (steps * task["batch_size"]))
         return steps * task["batch_size"]
 

@@ -67,7 +67,7 @@ def configure(task: Task) -> ConfigDict:
     c.model.group_size = 0
     c.optimizer.learning_rate, c.optimizer.warmup_steps = task["learning_rate"], task["warmup"]
     c.optimizer.milestones = ()
-    c.data.loader.threads = task["threads"]
+    c.data.loader.threads, c.cache_dir = task["threads"], task["cache"]
     return c
 
 
@@ -236,6 +236,11 @@ def begin(task: Task) -> tuple[Run, dict[str, Any]]:
     import cv2
     import jax
 
+    from hrnet_jax.training.compilation import use_cache
+
+    # The jobs share their programs; compiling is not measured.
+    jax.config.update("jax_enable_compilation_cache", True)
+    use_cache(task["cache"])
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task["threads"]])
     cv2.setNumThreads(0)
     if task["job"] not in JOBS:
@@ -255,13 +260,14 @@ class Bench:
         self.arguments, self.folder, self.log = arguments, pathlib.Path(folder), log
         self.shared: Task = {
             "root": str(arguments.root),
+            "cache": str(self.folder / "cache"),
             "variant_name": arguments.variant,
             "variant": dataclasses.asdict(VARIANTS[arguments.variant]),
             "keypoints": len(AIC),
             "size": list(arguments.size[0]),
             **{key: getattr(arguments, key) for key in ("sigma", "batch_size", "learning_rate", "warmup", "threads")},
         }
-        self.versions: dict[str, str] = {}
+        self.versions = {"python": platform.python_version()}
 
     def start(self, side: str, job: str, task: Task, folder: str = "") -> Side:
         """Starts a job of a side, which may write into its own folder."""
@@ -285,8 +291,10 @@ class Bench:
 
     def prepared(self, seed: int, epochs: int, samples: int) -> Task:
         """What both sides share for a seed: first weights, and the order of the people, `samples` an epoch."""
-        _, folder = self.do(HERE, "weights", {"seed": seed})
-        task = {"seed": seed, "weights": str(folder / "weights.npz"), "order": str(folder / "order.npy")}
+        weights, order = (self.folder / f"{name}-{seed}" for name in ("weights", f"order-{epochs}-{samples}"))
+        if not weights.exists():
+            self.do(HERE, "weights", {"seed": seed}, weights.name)
+        task = {"seed": seed, "weights": str(weights / "weights.npz"), "order": f"{order}.npy"}
         np.save(task["order"], people({**self.shared, **task}, epochs * samples).reshape(epochs, samples))
         return task
 
@@ -396,19 +404,16 @@ def main() -> None:
     parser.add_argument("--log", default=os.devnull, help="file for what the sides write to standard error")
     arguments = parser.parse_args()
     record = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    with open(arguments.log, "a") as log:
-        for job in MEASURED:
-            if not getattr(arguments, job):
-                continue
+    with open(arguments.log, "a") as log, tempfile.TemporaryDirectory() as folder:
+        bench = Bench(arguments, folder, log)
+        settings = {key: value for key, value in bench.shared.items() if key not in ("root", "cache", "variant")}
+        for job in (job for job in MEASURED if getattr(arguments, job)):
             load = os.getloadavg()[0]
-            with tempfile.TemporaryDirectory() as folder:
-                bench = Bench(arguments, folder, log)
-                result = getattr(bench, job)()
-            settings = {key: bench.shared[key] for key in bench.shared if key not in ("root", "variant")}
+            result = getattr(bench, job)()
             record[job] = {
                 "command": command(arguments, parser, job),
                 "settings": settings,
-                "versions": {**bench.versions, "python": platform.python_version()},
+                "versions": bench.versions,
                 "cores": len(os.sched_getaffinity(0)),
                 "load": [load, os.getloadavg()[0]],
                 **result,
