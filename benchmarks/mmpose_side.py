@@ -30,6 +30,7 @@ for _name, _attributes in _STAND_INS.items():
     for _attribute in _attributes:
         setattr(sys.modules[_name], _attribute, None)
 
+import cv2  # noqa: E402
 import mmengine  # noqa: E402
 import mmpose  # noqa: E402
 import numpy as np  # noqa: E402
@@ -306,6 +307,7 @@ def begin(task: Task) -> tuple[Run, dict[str, Any]]:
     """Starts a job; see `benchmarks.sides.serve`."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task["threads"]])
     torch.set_num_threads(task["threads"])
+    cv2.setNumThreads(0)  # as MMPose's configs do
     register_all_modules(init_default_scope=True)
     if task["job"] not in JOBS:
         return speed(task)

@@ -48,6 +48,7 @@ from benchmarks.sides import Run, Side, serve
 from configs import aic
 from data_pipelines.keypoints import AIC
 from data_pipelines.pipeline import TrainData, iterate, stack
+from hrnet_jax.codecs import create_codec
 
 HERE, THERE = "ours", "mmpose"
 PROGRAMS = {HERE: "benchmarks.versus_mmpose", THERE: "benchmarks.mmpose_side"}
@@ -71,9 +72,14 @@ def configure(task: Task) -> ConfigDict:
     return c
 
 
+def training_data(config: ConfigDict) -> TrainData:
+    """The training people of a config."""
+    return TrainData.load(config, create_codec(config.codec))
+
+
 def people(task: Task, samples: int) -> np.ndarray:
     """The annotation ids of our stream's first samples."""
-    data = TrainData.load(configure(task).data, task["seed"])
+    data = training_data(configure(task))
     order, (source,) = data.order(), data.sources
     return np.array([source.instance_id[order[i]] for i in range(samples)])
 
@@ -86,7 +92,7 @@ def draw_weights(task: Task) -> dict[str, Any]:
     from hrnet_jax.models import create_model, state_dict
 
     config = configure(task)
-    params, stats = state_dict(create_model(config.model, config.seed))
+    params, stats = state_dict(create_model(config, config.seed))
     hand_over({**params, **stats}, config, task["folder"])
     return {}
 
@@ -127,7 +133,7 @@ def evaluate(task: Task) -> dict[str, Any]:
     from hrnet_jax.models import create_model, state_dict
 
     config, numbers = configure(task), {}
-    evaluator, model = Evaluator(config, create_mesh(1)), create_model(config.model)
+    evaluator, model = Evaluator(config, create_mesh(1)), create_model(config)
     for name, weights in task["models"].items():
         with np.load(weights) as arrays:
             load_torch_state_dict(model, dict(arrays))
@@ -143,15 +149,14 @@ def make_step(task: Task) -> tuple[Any, Any]:
     import jax
     import optax
 
-    from hrnet_jax.codecs import create_codec
-    from hrnet_jax.models import Network, create_model, state_dict
-    from hrnet_jax.training.step import learning_rate, make_train_step, start
+    from hrnet_jax.models import FunctionalModel, create_model, state_dict
+    from hrnet_jax.training.step import learning_rate, make_train_step, new_state
 
     config = configure(task)
-    model = create_model(config.model, config.seed)
+    model = create_model(config, config.seed)
     optimizer = optax.adam(learning_rate(config.optimizer, 1))
-    step = make_train_step(Network.of(model), create_codec(config.codec), optimizer, sources=1)
-    return step, jax.tree.map(jax.numpy.asarray, start(*state_dict(model), optimizer, 0.0))
+    step = make_train_step(FunctionalModel.of(model), create_codec(config.codec), optimizer, sources=1)
+    return step, jax.tree.map(jax.numpy.asarray, new_state(*state_dict(model), optimizer, 0.0))
 
 
 FIELDS = ("image", "keypoints", "visible", "source")
@@ -160,15 +165,13 @@ FIELDS = ("image", "keypoints", "visible", "source")
 def record(task: Task) -> dict[str, Any]:
     """Writes the first batches of our loader to batches.npz, trains on them and gives the loss of every step."""
     config = configure(task)
-    batches = iterate(
-        TrainData.load(config.data, config.seed).batches(config.batch_size), threads=task["threads"], workers=0
-    )
+    batches = iterate(training_data(config).batches(config.batch_size), threads=task["threads"], workers=0)
     step, state = make_step(task)
     recorded, losses = [], []
     for _ in range(task["steps"]):
-        batch = {name: next_batch[name] for next_batch in [next(batches)] for name in FIELDS}
-        recorded.append(batch)
-        state, measured = step(state, batch)
+        batch = next(batches)
+        recorded.append({name: batch[name] for name in FIELDS})
+        state, measured = step(state, recorded[-1])
         losses.append(float(measured["loss"]))
     batches.close()
     np.savez(pathlib.Path(task["folder"]) / "batches.npz", **stack(recorded))
@@ -179,10 +182,8 @@ def samples(task: Task) -> dict[str, Any]:
     """Describes the first samples of our loader, as `mmpose_side.samples` does MMPose's."""
     import jax
 
-    from hrnet_jax.codecs import create_codec
-
     config = configure(task)
-    data, encode = TrainData.load(config.data, config.seed), jax.jit(create_codec(config.codec).encode)
+    data, encode = training_data(config), jax.jit(create_codec(config.codec).encode)
     order, found = data.order(), []
     for index in range(task["samples"]):
         sample = data.sample(index, order[index])
@@ -207,9 +208,7 @@ def speed(task: Task) -> tuple[Run, dict[str, Any]]:
     import jax
 
     config = configure(task)
-    stream = iterate(
-        TrainData.load(config.data, config.seed).batches(config.batch_size), threads=task["threads"], workers=0
-    )
+    stream = iterate(training_data(config).batches(config.batch_size), threads=task["threads"], workers=0)
     step, state = make_step(task)
     resident = {name: array for name, array in next(stream).items() if name in FIELDS}
     cpu: list[float] = []
@@ -305,7 +304,7 @@ class Bench:
     def train(self) -> dict[str, Any]:
         """Both trainings of every seed, and both evaluators on both results."""
         a, rows = self.arguments, []
-        batches = -(-len(TrainData.load(configure({**self.shared, "seed": 0}).data, 0)) // a.batch_size)
+        batches = -(-len(training_data(configure({**self.shared, "seed": 0}))) // a.batch_size)
         for seed in range(a.seeds):
             task = {**self.prepared(seed, a.train, batches * a.batch_size), "epochs": a.train}
             models, losses = {}, {}

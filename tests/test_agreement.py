@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks.agreement import compare_samples, distance, pck, views
+from benchmarks.versus_mmpose import configure
 from data_pipelines import transforms
 from data_pipelines.keypoints import AIC
 from data_pipelines.transforms import Augmentation
+from hrnet_jax import config as config_lib
 from tests.helpers import REPOSITORY
 
 SIZE = (96, 64)
@@ -79,6 +81,14 @@ def test_distance_of_distributions():
     assert distance(np.arange(4), np.arange(4)) == 0
     assert distance(np.arange(4), np.arange(4) + 10) == 1
     assert distance(np.array([1, 2, 3, 4]), np.array([3, 4, 5, 6])) == 0.5
+
+
+def test_the_config_is_a_recipe():
+    task = {"root": "data", "cache": "", "variant_name": "small", "size": [96, 64], "sigma": 2.0, "seed": 1}
+    task |= {"epochs": 3, "batch_size": 32, "learning_rate": 1e-3, "warmup": 50, "threads": 1}
+    config = configure(task)
+    config_lib.check(config)
+    assert (config.keypoints, config.codec.name, config.codec.input_size) == ("aic", "udp", (96, 64))
 
 
 def test_pck_of_known_errors(truth):
