@@ -134,23 +134,18 @@ PARTS: dict[str, tuple[str, Callable[[Record], list[str]]]] = {
 }
 
 
-def render(record: Record, notes: dict[str, str]) -> str:
-    """The page for a record, with a note below each part's numbers."""
+def render(record: Record) -> str:
+    """The page for a record."""
     lines = [_HEAD]
     for job, (title, describe) in PARTS.items():
-        if job in record:
-            lines += [f"## {title}", "", *conditions(record[job]), *describe(record[job])]
-            lines += [notes[job], ""] if job in notes else []
-    return "\n".join(lines).rstrip() + "\n"
-
-
-# What the numbers mean.
-NOTES: dict[str, str] = {}
+        measured = [*conditions(record[job]), *describe(record[job])] if job in record else ["Not measured yet.", ""]
+        lines += [f"## {title}", "", *measured]
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Writes the page beside the record."""
-    RECORD.with_suffix(".md").write_text(render(json.loads(RECORD.read_text()), NOTES))
+    RECORD.with_suffix(".md").write_text(render(json.loads(RECORD.read_text())))
 
 
 if __name__ == "__main__":

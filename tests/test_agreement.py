@@ -113,4 +113,4 @@ def test_the_page_is_the_records():
     """If this fails: python docs/versus_mmpose.py."""
     page = runpy.run_path(str(REPOSITORY / "docs/versus_mmpose.py"))
     record = json.loads((REPOSITORY / "docs/versus-mmpose.json").read_text())
-    assert (REPOSITORY / "docs/versus-mmpose.md").read_text() == page["render"](record, page["NOTES"])
+    assert (REPOSITORY / "docs/versus-mmpose.md").read_text() == page["render"](record)
