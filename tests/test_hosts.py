@@ -99,6 +99,8 @@ def test_two_processes_evaluate_like_one(shared, one_process, tmp_path):
     assert (off < 0.02).mean() > 0.99
     np.testing.assert_allclose([r["score"] for r in ours], [r["score"] for r in theirs], atol=1e-4)
     ours, theirs = (json.loads((place / "metrics.json").read_text()) for place in places)
+    distances = [numbers.pop("distances")["keypoints"]["all"] for numbers in (ours, theirs)]
+    assert distances[0] == pytest.approx(distances[1], abs=0.01)
     for key in theirs:
         assert key == "step" or key.startswith("seconds") or ours[key] == pytest.approx(theirs[key], abs=1e-3), key
 
