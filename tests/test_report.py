@@ -270,8 +270,9 @@ def test_prediction_and_truth_are_drawn_in_their_places():
     assert right_side == pytest.approx((80 - 100) * zoom + 105, abs=5)
 
 
-def test_everything_is_escaped(people, config, tmp_path):
+def test_everything_is_escaped(people, config, tmp_path, monkeypatch):
     """Names of sources, folders and files, and values of config and metrics, that would be HTML."""
+    monkeypatch.chdir(tmp_path)  # where the relative cache is
     root = tmp_path / "data"
     shutil.copytree(people / "coco", root / "coco")
     truth = json.loads((root / TRUTH).read_text())
