@@ -38,17 +38,17 @@ python -m hrnet_jax.evaluate --checkpoint td-hm_hrnet-w32_8xb64-210e_coco-256x19
 python -m hrnet_jax.convert --input td-hm_hrnet-w32_8xb64-210e_coco-256x192 --output DIR
 ```
 
-The file is downloaded once to `$HRNET_JAX_CACHE/weights/` (default: `~/.cache/hrnet_jax/weights/`) and is never used
-unless its SHA-256 starts as listed. A download that was stopped continues. Without a network, put the file there; the
-error names file, address and place. A PyTorch file with one of these hashes or names needs no `--config`. The name of a
-model means its newest file; the name of a file means that file. `HRNET_JAX_MODELS=FILE.json` adds your own models and
+The file is downloaded once to `$HRNET_JAX_CACHE/weights/` (default: `~/.cache/hrnet_jax/weights/`) and used only if its
+SHA-256 starts with the listed digits. An interrupted download is continued. Without a network, put the file there; the
+error message names file, address and folder. A PyTorch file with one of these hashes or names needs no `--config`. A
+model's name selects its newest file, a file's name that file. `HRNET_JAX_MODELS=FILE.json` adds your own models and
 mirrors (`hrnet_jax/weights/published.py` shows the format). `hf://USER/REPOSITORY[@REVISION][/PATH]` names a folder on
-the Hugging Face Hub (`pip install hrnet-jax[hub]`), and `gs://` one in a bucket (`hrnet-jax[gcs]`).
+the Hugging Face Hub (extra `hub`), and `gs://` one in a bucket (extra `gcs`).
 """
 _COMMANDS = """\
 ## Commands
 
-`DATA` contains `coco/` and `aic/` in their usual layouts. Training starts from a published model, by name. As in
+`DATA` contains `coco/` and `aic/` as in the README. Training starts from a published model, given by name. As in
 MMPose, the three recipes with other augmentations start from the backbone of the plain W32 recipe. (No file was
 downloaded here.)
 """

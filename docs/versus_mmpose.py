@@ -22,7 +22,7 @@ _HEAD = """\
 Both sides train the same network from the same weights, with the same people in every batch, the recipe's augmentation
 (each with its own random numbers), UDP targets and the same schedule, on people of Leeds Sports Pose Extended in AI
 Challenger's keypoints. MMPose runs in its own environment, with MMEngine's runner;
-[benchmarks/versus_mmpose.py](../benchmarks/versus_mmpose.py) tells how to install it and what the options mean. `DATA`
+[benchmarks/versus_mmpose.py](../benchmarks/versus_mmpose.py) describes its installation and the options. `DATA`
 is not part of the repository.
 """
 
@@ -66,7 +66,7 @@ def train(record: Record) -> list[str]:
         "Mean loss of every epoch, 1e-3:",
         "",
         *table(["seed", "trained", *(f"epoch {n + 1}" for n in range(epochs))], losses, 2),
-        "Either side's weights through either side's complete evaluation: crops, flip test, decoding, AP with AI "
+        "The weights of each side, evaluated by each side: crops, flip test, decoding, AP with AI "
         "Challenger's sigmas (pycocotools here, xtcocotools there). PCK at 0.2 of the torso, from both results files "
         "by one function:",
         "",
@@ -119,10 +119,10 @@ def speed(record: Record) -> list[str]:
             [names[row["job"]], SIDES[row["side"]], f"{row['images_per_second']:.0f}", f"{low:.0f} to {high:.0f}", cpu]
         )
     return [
-        "Medians of rounds in turns. The targets are drawn by the step here, by the loader in MMPose, whose step also "
+        "Medians over alternating rounds. Targets are rendered by the step here, by the loader in MMPose, whose step also "
         "measures an accuracy. CPU time is the process's.",
         "",
-        *table(["", "side", "samples/s", "range", "CPU ms a sample"], rows, 2),
+        *table(["", "side", "samples/s", "range", "CPU ms per sample"], rows, 2),
     ]
 
 
