@@ -1,4 +1,4 @@
-"""Reads person boxes as detectors and trackers write them. The format follows from the content:
+"""Reads person boxes as detectors and trackers write them. The format is detected from the content:
 
     COCO results    JSON list of records with `image_id` or `file_name`, `bbox` (xywh) or `xyxy`, and optionally
                     `score`, `category_id`, `category_name`: MMDetection, Detectron2, Ultralytics' predictions.json

@@ -1,7 +1,7 @@
-"""Turns the labels of a labelling tool into annotations, images and a config file that train as they are.
+"""Converts the labels of a labelling tool into annotations, images and a config file, ready for training.
 
 SOURCE is a file, a folder or a zip: COCO JSON (CVAT, Roboflow, COCO Annotator, X-AnyLabeling), Ultralytics data.yaml,
-DeepLabCut's CollectedData csv, LabelMe JSON, Label Studio JSON, CVAT XML 1.1, MPII JSON. The format is told by content.
+DeepLabCut's CollectedData csv, LabelMe JSON, Label Studio JSON, CVAT XML 1.1, MPII JSON. The format is detected.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from data_pipelines.labels.repeats import with_sigmas
 from data_pipelines.labels.write import Result, write
 
 OPTIONS: command_line.Options = {
-    "source": (None, "file, folder or zip of labels; may be given without its name"),
+    "source": (None, "file, folder or zip of labels; also accepted as first argument"),
     "output": (None, "new folder to write"),
     "images": ("", "folder of the images, if they are not below or beside the labels"),
     "category": ("", "imports only these categories, separated by commas"),
     "keypoints": (
         "",
-        f"the keypoints' names in order: a set ({', '.join(KEYPOINT_SETS)}), names with commas, or a file",
+        f"the keypoints' names in order: a set ({', '.join(KEYPOINT_SETS)}), comma-separated names, or a file",
     ),
-    "pairs": ("", "keypoints that change places in a mirror: 0-1,2-3, or left eye:right eye,..."),
+    "pairs": ("", "left-right keypoint pairs: 0-1,2-3, or left eye:right eye,..."),
     "repeats": ("", "other labels of the same images, separated by commas: the sigmas are estimated from them"),
-    "no_pairs": (False, "no keypoints change places in a mirror"),
-    "boxes": ("xywh", "what the labels' boxes mean: " + "; ".join(f"{k}: {v}" for k, v in BOX_FORMATS.items())),
-    "val_share": (0.2, "share of the images that validate, where the labels have no split"),
-    "copy": (False, "copies the images; otherwise they are hard links where the disk can"),
+    "no_pairs": (False, "the keypoints have no left-right pairs"),
+    "boxes": ("xywh", "format of the labels' boxes: " + "; ".join(f"{k}: {v}" for k, v in BOX_FORMATS.items())),
+    "val_share": (0.2, "share of the images for validation, if the labels have no split"),
+    "copy": (False, "copies the images instead of hard-linking them"),
 }
 
 
@@ -55,17 +55,17 @@ def import_labels(
 
     Args:
       path: a file, a folder or a zip of labels.
-      output: the new folder to write: `annotations/{all,train,val,test}.json` in COCO's format (all: everything that
-        was read; the others: what has image files), `images/`, `config.py`, `summary.txt` and `contact_sheet.png`.
+      output: the new folder to write: `annotations/{all,train,val,test}.json` in COCO's format (all: all labels;
+        the others: those of images that were found), `images/`, `config.py`, `summary.txt` and `contact_sheet.png`.
       images: the folder of the images; "": they are looked for below and beside the labels.
       choice: category, names and pairs.
-      boxes: what the labels' boxes mean, a key of `BOX_FORMATS`.
+      boxes: the format of the labels' boxes, a key of `BOX_FORMATS`.
       repeats: other labels of the same images, in the same format; the sigmas are estimated from them.
-      val_share: share of the images that validate, where the labels have no split.
+      val_share: share of the images for validation, if the labels have no split.
       copy: copies the images instead of linking to them.
 
     Raises:
-      InputError: there are no labels, they cannot be meant as they are, or the folder cannot be written.
+      InputError: the labels are missing, damaged or contradictory, or the folder cannot be written.
     """
     output = pathlib.Path(output)
     if not 0 <= val_share < 1:
@@ -76,7 +76,7 @@ def import_labels(
     with opened(path, output) as source:
         read, chosen, made = _complete(source, output, images, choice, boxes)
         if not any(person.points[:, 2].any() for person in read.people()):
-            raise InputError(f"{path}: nobody in it has a labelled keypoint; label keypoints, or export them too")
+            raise InputError(f"{path}: nobody has a labelled keypoint; label or export keypoints")
         if repeats:
             where = ",".join(map(str, repeats))
             if different := [other for _, other in others if other.keypoints.names != chosen.keypoints.names]:

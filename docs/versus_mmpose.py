@@ -119,8 +119,8 @@ def speed(record: Record) -> list[str]:
             [names[row["job"]], SIDES[row["side"]], f"{row['images_per_second']:.0f}", f"{low:.0f} to {high:.0f}", cpu]
         )
     return [
-        "Medians over alternating rounds. Targets are rendered by the step here, by the loader in MMPose, whose step also "
-        "measures an accuracy. CPU time is the process's.",
+        "Medians over alternating rounds. Targets are rendered by the step here, by the loader in MMPose, whose step "
+        "also measures an accuracy. CPU time is the process's.",
         "",
         *table(["", "side", "samples/s", "range", "CPU ms per sample"], rows, 2),
     ]

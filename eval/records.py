@@ -152,13 +152,13 @@ class Annotations:
       images: ids of all images, with or without people.
       known_categories: ids of all categories of the file.
       categories: ids of the categories that are evaluated.
-      ids: of the people, as all that follow; positions in the file where it gives none.
+      ids: of the people; positions in the file if it gives none.
       image_ids: ids of their images.
       category_ids: ids of their categories.
       boxes: xywh in image pixels.
       areas: square pixels.
       keypoints: x, y in image pixels and visibility.
-      crowds: who is a crowd.
+      crowds: whether each is a crowd.
     """
 
     name: str
@@ -231,7 +231,7 @@ class Annotations:
 
     @functools.cached_property
     def counted(self) -> Bool[np.ndarray, " n"]:
-        """Who has labelled keypoints and is no crowd."""
+        """Whether each has labelled keypoints and is not a crowd."""
         return (self.keypoints[..., 2] > 0).any(axis=1) & ~self.crowds
 
     def chosen(self, rows: Int[np.ndarray, " m"]) -> Annotations:
@@ -260,7 +260,7 @@ def _chosen(table: Detections | Annotations, rows: Int[np.ndarray, " m"]) -> dic
 def _rows(**columns: np.ndarray) -> list[dict[str, Any]]:
     """Columns as records, in which only vectors stay arrays.
 
-    Their ids start at 1: pycocotools takes a match with id 0 for none, and loses records whose ids repeat.
+    Their ids start at 1: pycocotools treats a match with id 0 as none, and loses records with repeated ids.
     """
     values = [column.tolist() if column.ndim == 1 else column for column in columns.values()]
     names = ("id", *columns)

@@ -73,7 +73,7 @@ def from_json(path: str | os.PathLike) -> ConfigDict:
         content = json.loads(epath.Path(path).read_text())
         config = ConfigDict(_with_tuples(content)) if isinstance(content, dict) else ConfigDict()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; a checkpoint folder carries its config") from None
+        raise InputError(f"{path}: no such file; a model's folder contains its config") from None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError) as error:
         raise InputError(f"{path}: not a config ({' '.join(str(error).split())[:200]})") from None
     if absent := {"keypoints", "model", "codec", "data", "eval"} - set(config):

@@ -1,4 +1,4 @@
-"""Config and work directory -> checkpoints and metrics.
+"""Trains the model of a config in a work directory.
 
     python -m hrnet_jax.train --config configs/quickstart.py --workdir runs/quickstart
 
@@ -157,7 +157,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         run = Run(config, folder, checkpoints, evaluator, writer, log, {"progress": progress, "data": history})
 
         with StopRequest() as stop:
-            # A run that was stopped or killed during an evaluation takes it up again.
+            # A run that was stopped or killed during an evaluation repeats it.
             if start_step and start_step % steps_per_epoch == 0:
                 run.end_of_epoch(state, start_step, stop)
             for step in range(start_step + 1, total_steps + 1):
@@ -187,9 +187,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Run:
-    """What happens beside the steps of a run: logging, saving, evaluating.
+    """What a run does between steps: logging, saving, evaluating.
 
-    `meta` is what a checkpoint carries beside arrays: progress, and what it was trained on.
+    `meta` is stored in each checkpoint beside its arrays: progress and training data.
     """
 
     config: ConfigDict
@@ -201,13 +201,13 @@ class Run:
     meta: dict[str, Any]
 
     def tell(self, step: int) -> None:
-        """Logs what the steps since the last call measured."""
+        """Logs the measurements of the steps since the last call."""
         scalars = self.log.flush()
         self.meta["progress"]["loss"] = scalars["loss"]
         self.writer.write(step, scalars)
 
     def save(self, state: TrainState, step: int) -> None:
-        """Writes a checkpoint in the background. The log, which it completes, ends at the same step."""
+        """Writes a checkpoint in the background, and the log up to the same step."""
         if self.log.pending:
             self.tell(step)
         meta = {**self.meta, "progress": dict(self.meta["progress"]), "config": config_lib.to_json(self.config)}
@@ -230,7 +230,7 @@ class Run:
         self.checkpoints.add_metrics(step, {**measured, "loss": self.meta["progress"]["loss"], **conditions})
 
     def end_of_epoch(self, state: TrainState, step: int, stop: StopRequest) -> None:
-        """Saves and evaluates when it is time to; first saves, so that a kill costs the evaluation only."""
+        """Saves and evaluates if due. Saves first, so that a run killed in an evaluation loses only the evaluation."""
         steps_per_epoch, total_steps = self.log.steps_per_epoch, self.log.total_steps
         epoch, last = step // steps_per_epoch, step == total_steps
         is_due = last or epoch % self.config.eval.every_epochs == 0

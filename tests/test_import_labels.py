@@ -1,4 +1,4 @@
-"""Labels of real tools, each imported by one command; and what cannot be meant, told in one line."""
+"""Labels of real tools, each imported by one command; contradictory ones are refused in one line."""
 
 import base64
 import json
@@ -46,7 +46,7 @@ CASES = (
     *("mmpose_zebra", "roboflow_coco_mocap18", "roboflow_yolo_pose_person17", "tlpss_coco_box12"),
     *("xanylabeling_coco_two_categories", "xanylabeling_labelme_person"),
 )
-# Keypoints that are numbers only: which of them change places in a mirror must be said.
+# Keypoints that are numbers only: the left-right pairs must be given.
 NUMBERS = {"cvat_coco_tiger13": "--no-pairs", "cvat_xml_skeletons_pen_mouse": "--no-pairs"}
 
 
@@ -232,7 +232,7 @@ def test_sigmas_are_estimated_from_repeated_labels(exported, tmp_path, capsys):
     assert "estimated from" in keypoints.sigmas_from
     assert keypoints.sigmas_from in (tmp_path / "out/summary.txt").read_text()
     capsys.readouterr()
-    assert "copy and no repeat" in told(capsys, folder, tmp_path / "no", "--repeats", folder)
+    assert "a copy, not a second labelling" in told(capsys, folder, tmp_path / "no", "--repeats", folder)
 
 
 def test_the_tools_splits_are_kept(exported, tmp_path):
@@ -294,7 +294,7 @@ def no_images(content):
     [
         (keep_relative, ["annotation 7", "relative to the image", "multiply"]),
         (corners, ["annotation 7", "3 of 3 boxes fit their keypoints as left, top, right, bottom", "--boxes xyxy"]),
-        (repeat_id, ["image 0", "have one id, 0", "give every image its own"]),
+        (repeat_id, ["image 0", "have one id, 0", "give every image a different one"]),
         (
             numbers_for_names,
             ["labels.json", "3 keypoints have no names that tell left from right", "--pairs", "--no-pairs"],

@@ -1,5 +1,4 @@
-"""Labels as labelling tools write them, read into one form: COCO, Ultralytics, DeepLabCut, LabelMe, Label Studio, CVAT,
-MPII."""
+"""Reads the labels of COCO, Ultralytics, DeepLabCut, LabelMe, Label Studio, CVAT and MPII into one form."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ _JSON: dict[str, tuple[Callable[[Any], bool], Callable[[Source, dict[pathlib.Pat
 
 
 def read(source: Source, images: ImageFinder) -> Labels:
-    """Reads the labels of a source, whose format is told by the content of its files.
+    """Reads the labels of a source; detects their format from the content of its files.
 
     Raises InputError: the source has no labels, labels of several formats, or damaged ones.
     """
@@ -55,7 +54,7 @@ def read(source: Source, images: ImageFinder) -> Labels:
 
 
 def _sniffed(source: Source, file: pathlib.Path, others: list[str]) -> tuple[str, Any]:
-    """The format of a file with its content; no format for other files, with a remark on what is nearly labels."""
+    """The format and content of a file; the format is "" if it has no labels. `others` collects remarks."""
     match file.suffix.lower():
         case ".json":
             return _sniffed_json(source, file, others)
@@ -110,14 +109,12 @@ def _said_of_line(source: Source, file: pathlib.Path, count: int) -> str:
     if count <= 6:
         score = " with a score" if count == 6 else ""
         return (
-            f"{source.name(file)} and its like are text files of boxes{score} without keypoints, as a detector "
-            "saves them; "
-            "they are for `predict` and `evaluate`, as --boxes"
+            f"{source.name(file)} and similar text files hold boxes{score} without keypoints, as a detector "
+            "saves them; give them to `predict` and `evaluate` as --boxes"
         )
     return (
-        f"{source.name(file)} and its like are text files of boxes and {count - 5} more numbers, without a "
-        "data.yaml that "
-        "says what these are; put one beside, with kpt_shape and names"
+        f"{source.name(file)} and similar text files hold boxes and {count - 5} more numbers, but no data.yaml "
+        "describes these; add one with kpt_shape and names"
     )
 
 
@@ -125,11 +122,13 @@ def _nothing(source: Source, others: Sequence[str]) -> str:
     if others:
         return f"{source.path}: holds no labels of keypoints; {others[0]}"
     what = "is not" if source.single else "holds no"
-    return f"{source.path}: {what} labels of keypoints as {TOOLS} have them; export the labels in one of these"
+    return (
+        f"{source.path}: {what} keypoint labels in a format that is read ({TOOLS}); export the labels in one of these"
+    )
 
 
 def _preferred(source: Source, found: dict[str, dict[pathlib.Path, Any]]) -> dict[str, dict[pathlib.Path, Any]]:
-    """Of several formats the one whose files lie nearest to the top, if there is one."""
+    """Of several formats, the one whose files are in the fewest folders. Raises InputError if that is not unique."""
     depth = {name: min(len(file.relative_to(source.root).parts) for file in files) for name, files in found.items()}
     nearest = [name for name in found if depth[name] == min(depth.values())]
     if len(nearest) > 1:

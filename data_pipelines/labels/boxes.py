@@ -1,4 +1,4 @@
-"""Boxes and areas where the labels have none; and what in them cannot be meant."""
+"""Adds missing boxes and areas; refuses coordinates and boxes that are in another format than expected."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from data_pipelines.errors import InputError
 from data_pipelines.labels.files import Source
 from data_pipelines.labels.types import Image, Labels, Person, outline
 
-# Around the labelled points, as a share of the longer side of their extent.
+# Margin around the labelled points, as a share of the longer side of their extent.
 BOX_MARGIN = 0.1
-# Of the box, where the labels state no area: about what people fill of theirs in COCO.
+# Area as a share of the box, if the labels have none: about the average of COCO's people.
 AREA_SHARE = 0.53
-# The longer side of a box from points is at least this share of what is usual: few points may lie close together.
+# Minimum longer side of a box made from points, as a share of the median extent: few points may lie close together.
 _LEAST_EXTENT = 0.25
 
 BOX_FORMATS = {
@@ -25,24 +25,25 @@ BOX_FORMATS = {
     "points": "none; they are made from the keypoints",
 }
 
-# Share of the keypoints, or of the people, that may be out of place before the labels are refused.
+# Labels are refused if more than this share of the keypoints is outside the images, or at least this share of the
+# boxes fits better in another format.
 _MOST_OUTSIDE = 0.3
 _MOST_MISREAD = 0.8
 
 
 def complete(labels: Labels, source: Source, boxes: str) -> dict[str, int]:
-    """Gives everybody a box xywh and an area; removes those who can have none.
+    """Gives every person a box xywh and an area; removes people with neither a box nor keypoints.
 
     Args:
       labels: read and located.
-      source: takes the notes.
-      boxes: a key of `BOX_FORMATS`, what the labels' boxes mean.
+      source: collects the notes.
+      boxes: the format of the labels' boxes, a key of `BOX_FORMATS`.
 
     Returns:
       How many boxes and areas were made here.
 
     Raises:
-      InputError: the coordinates or boxes cannot be what they should be.
+      InputError: coordinates are not in pixels of the images, or boxes not in the given format.
     """
     _check_coordinates(labels.images, source)
     people = [(image, person) for image in labels.images for person in image.people]
@@ -129,7 +130,7 @@ def _within(points: np.ndarray, image: Image) -> np.ndarray:
 
 
 def _check_boxes(people: Sequence[tuple[Image, Person]]) -> None:
-    """Raises InputError where nearly all boxes fit their keypoints only when their numbers mean something else."""
+    """Raises InputError if most boxes fit their keypoints better in another format."""
     with_both = [(i, p) for i, p in people if p.box and _labelled(p).sum() > 1]
     if not with_both:
         return
@@ -145,7 +146,7 @@ def _check_boxes(people: Sequence[tuple[Image, Person]]) -> None:
 
 
 def _fits_better(image: Image, person: Person, form: str) -> bool:
-    """Whether a box read in another form is around its keypoints, and as xywh it is not or leaves the image."""
+    """Whether a box fits its keypoints in another format, but as xywh misses them, leaves the image or is too large."""
     assert person.box
     points = person.points[_labelled(person)]
     other = _as_xywh(person.box, form)
@@ -161,7 +162,7 @@ def _fits_better(image: Image, person: Person, form: str) -> bool:
 
 
 def _much_larger(box: Sequence[float], other: Sequence[float], points: np.ndarray) -> bool:
-    """Whether the extent of the points is far from a box's right and bottom, and near to the other's."""
+    """Whether a box extends far beyond the points to the right and bottom, and the other box does not."""
     high = points[:, :2].max(0)
     far, near = ((b[0] + b[2] - high[0]) / max(b[2], 1) + (b[1] + b[3] - high[1]) / max(b[3], 1) for b in (box, other))
     return bool(far > 0.8 and near < 0.5 * far)

@@ -14,18 +14,18 @@ from data_pipelines.labels.left_right import one_sided, only_numbers, pairs_by_n
 from data_pipelines.labels.types import Kind, Labels, unique
 
 _REMEDY = (
-    "say which change places in a mirror: --pairs 0-1,2-3 (numbers from 0), --no-pairs if none do, or name them: "
+    "give the left-right pairs: --pairs 0-1,2-3 (numbers from 0), --no-pairs if none do, or name them: "
     "--keypoints coco, --keypoints nose,left_eye,..."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What the user says on the command line.
+    """The user's choice on the command line.
 
     Attributes:
-      categories: names of categories; empty for all that have one skeleton.
-      keypoints: names of the keypoints: a built-in set's name, names with commas, or a file with a name per line.
+      categories: names of categories; empty: all, which must then have the same keypoints.
+      keypoints: names of the keypoints: a built-in set's name, comma-separated names, or a file with one name per line.
       pairs: left-right pairs, `0-1,2-3` or `left eye:right eye`; "none" for none; None to find them.
     """
 
@@ -36,7 +36,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The keypoint set, and how it came about.
+    """The keypoint set and the origin of its pairs.
 
     Attributes:
       keypoints: the set.
@@ -50,7 +50,7 @@ class Chosen:
 
 
 def choose(labels: Labels, source: Source, choice: Choice) -> Chosen:
-    """Keeps the chosen category's people, all others are removed from the images. Raises InputError."""
+    """Makes the keypoint set of the chosen categories; removes other people from the images. Raises InputError."""
     chosen = _categories(labels, choice.categories, source)
     kind = next((labels.kinds[name] for name in chosen if labels.kinds[name].edges), labels.kinds[chosen[0]])
     for image in labels.images:
@@ -90,14 +90,14 @@ def _categories(labels: Labels, asked: Sequence[str], source: Source) -> list[st
     if missing := [name for name in asked if name not in labels.kinds]:
         raise InputError(f"{source.path}: has no category {missing[0]!r} with keypoints; there are {say or 'none'}")
     if not labels.kinds:
-        raise InputError(f"{source.path}: nobody in it has keypoints; label keypoints, or export them too")
+        raise InputError(f"{source.path}: nobody has keypoints; label or export keypoints")
     among = (
         list(asked) or [n for n, kind in labels.kinds.items() if not kind.aside and counts[n]] or list(labels.kinds)[:1]
     )
     different = {labels.kinds[name].names for name in among}
     if len(different) > 1:
         raise InputError(
-            f"{source.path}: its categories have different keypoints, which one network cannot learn: {say}; choose "
+            f"{source.path}: its categories have different keypoints, which one network cannot predict: {say}; choose "
             "with --category NAME"
         )
     return among
@@ -135,13 +135,13 @@ def _pairs(
     if kind.pairs is not None:
         if by_name and {frozenset(pair) for pair in by_name} != {frozenset(pair) for pair in kind.pairs}:
             raise InputError(
-                f"{source.path}: its flip_idx pairs other keypoints than their names do "
+                f"{source.path}: its flip_idx contradicts the pairs by name "
                 f"({listed([f'{names[a]} and {names[b]}' for a, b in by_name])}); correct it, or give --pairs"
             )
         return by_name or kind.pairs, "of the labels' flip_idx"
     if by_name:
         for name in one_sided(names, by_name):
-            source.notes.add(f"keypoints of one side without a partner: {brief(name)}")
+            source.notes.add(f"keypoints named left or right without a partner: {brief(name)}")
         return by_name, "by name"
     if only_numbers(names) or (not kind.named and not choice.keypoints):
         says = f"its {len(names)} keypoints have no names that tell left from right"
@@ -181,7 +181,7 @@ def _sigmas(names: Sequence[str]) -> tuple[tuple[float, ...], str]:
 
 
 def _upper(names: Sequence[str]) -> tuple[str, ...]:
-    """The upper body, where names of COCO or AI Challenger tell an upper from a lower one; else nothing."""
+    """The upper body, if all names are COCO's or AI Challenger's and of both halves of the body; else empty."""
     above = {*COCO.upper_body, *AIC.upper_body, "head", "top_head", "thorax", "upper_neck", "head_bottom"}
     lower = {*COCO.names, *AIC.names} - above
     if (

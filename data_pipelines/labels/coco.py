@@ -1,4 +1,4 @@
-"""COCO keypoint files as CVAT, Roboflow, COCO Annotator, X-AnyLabeling, LabelMe's converters and people write them."""
+"""COCO keypoint files, as written by CVAT, Roboflow, COCO Annotator, X-AnyLabeling, LabelMe's converters or by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from data_pipelines.labels.types import (
     visibility,
 )
 
-# Other lists of keypoints beside the body's, as in COCO-WholeBody.
+# Lists of further keypoints, as in COCO-WholeBody.
 _OTHER_POINTS = ("foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
 
 
@@ -41,7 +41,7 @@ def is_coco(content: Any) -> bool:
 
 
 def has_keypoints(content: Mapping[str, Any]) -> bool:
-    """Whether anything in a COCO file speaks of keypoints."""
+    """Whether a category or an annotation of a COCO file has keypoints."""
     records = [*content["annotations"], *(c if isinstance(c := content.get("categories"), list) else [])]
     return any(isinstance(record, dict) and record.get("keypoints") for record in records)
 
@@ -79,7 +79,7 @@ class _File:
             self._take_annotation(record, f"{self.name}: annotation {_called(record, position)}")
 
     def kinds(self) -> dict[str, Kind]:
-        """The categories with keypoints; takes the people of all into their images."""
+        """Returns the categories with keypoints, and adds their people to the images."""
         found = {}
         for key in sorted(self._rows, key=lambda key: [*self._by_id, key].index(key)):
             rows = self._rows[key]
@@ -109,7 +109,7 @@ class _File:
         if (known := self.images.get(key)) and known.names[0] != name:
             raise InputError(
                 f"{where}: {brief(known.names[0])} and {brief(name)} have one id, {brief(key)}; give every image "
-                "its own"
+                "a different one"
             )
         extra = record.get("extra")
         names = [name, *(text for text in (record.get("path"),) if isinstance(text, str))]
@@ -152,9 +152,9 @@ class _File:
         return Kind(numbered(count), self._edges(category.get("skeleton"), numbered(count)), named=False)
 
     def _misnamed(self, names: tuple[str, ...], count: int) -> Kind:
-        """The kind where all annotations have another number of keypoints than the category: COCO's if it begins so."""
+        """The kind if all annotations have `count` keypoints, unlike the category: COCO's if that begins like COCO."""
         says = f"{self.name}: the category names {len(names)} keypoints, and all its annotations have {count}"
-        if names[:count] == COCO.names:  # Human-Art's list goes on with four points that are in another field
+        if names[:count] == COCO.names:  # Human-Art lists four more points, which are in another field
             self.notes.add(
                 f"categories with more names than keypoints, of which the first {count} were taken", self.name
             )
@@ -199,9 +199,7 @@ class _File:
                 "annotations with a num_keypoints that is not the number of labelled keypoints, counted again", where
             )
         if any(isinstance(other := record.get(key), list) and any(other) for key in _OTHER_POINTS):
-            self.notes.add(
-                f"annotations with other keypoints ({', '.join(_OTHER_POINTS)}), of which none is taken", where
-            )
+            self.notes.add(f"annotations with further keypoints ({', '.join(_OTHER_POINTS)}), which are ignored", where)
         return Person(
             name,
             points,

@@ -1,4 +1,4 @@
-"""CVAT's own XML 1.1, for images and for videos: skeletons, boxes and points.
+"""CVAT XML 1.1, for images and for videos: skeletons, boxes and points.
 
 https://docs.cvat.ai/docs/manual/advanced/xml_format/
 """
@@ -48,7 +48,7 @@ def parsed(source: Source, file: pathlib.Path) -> ET.Element | None:
 
 @dataclasses.dataclass
 class _Shape:
-    """A box or a skeleton, with what may tie the two."""
+    """A box or a skeleton, with the group and attributes by which they are matched."""
 
     label: str
     where: str
@@ -85,7 +85,7 @@ def read(source: Source, roots: Mapping[pathlib.Path, ET.Element]) -> Labels:
 
 
 def _take_label(label: ET.Element, orders: dict[str, list[str]], edges: dict[str, set[tuple[str, str]]]) -> None:
-    """The order of a skeleton's keypoints from the labels that name it as parent, its lines from the drawing."""
+    """Adds a skeleton's keypoint order, from the labels that name it as parent, and its edges, from its drawing."""
     name, parent = _text(label, "name"), _text(label, "parent")
     if parent:
         names = orders.setdefault(parent, [])

@@ -1,4 +1,4 @@
-"""DeepLabCut's CollectedData_*.csv, of one animal or of several, with its config.yaml where that is near.
+"""DeepLabCut's CollectedData_*.csv, of one animal or of several, with the project's config.yaml if it is nearby.
 
 Header rows: scorer, individuals (several animals only), bodyparts, coords; then a row per image, whose path is in one
 column, or in three (labeled-data, folder, file). Empty cells are unlabelled. https://deeplabcut.github.io/DeepLabCut
@@ -45,7 +45,7 @@ class _Column:
 
 
 def read(source: Source, texts: dict[pathlib.Path, str]) -> Labels:
-    """Reads the tables of a project, one per video, and not their collection for training. Raises InputError."""
+    """Reads a project's tables, one per video; skips the merged one in training-datasets. Raises InputError."""
     if of_videos := {file: text for file, text in texts.items() if "training-datasets" not in file.parts}:
         texts = of_videos
     images: dict[str, tuple[Image, pathlib.Path]] = {}
@@ -78,7 +78,7 @@ def read(source: Source, texts: dict[pathlib.Path, str]) -> Labels:
 
 
 def _rows(source: Source, name: str, text: str) -> Iterator[Any]:
-    """Body parts by kind, place, image path and labelled points by individual, of each row."""
+    """For each row: body parts by kind, the record's name, the image path, and labelled points by individual."""
     delimiter = _delimiter(text)
     try:
         table = [
@@ -144,7 +144,7 @@ def _with_skeleton(source: Source, file: pathlib.Path, kinds: dict[str, Kind]) -
     try:
         content = read_yaml(source, config)
     except InputError as error:
-        source.notes.add("config.yaml cannot be read, so there is no skeleton", str(error))
+        source.notes.add("config.yaml cannot be read; no skeleton", str(error))
         return kinds
     lines = content.get("skeleton") if isinstance(content, dict) else None
     lines = [line for line in lines if isinstance(line, list) and len(line) == 2] if isinstance(lines, list) else []

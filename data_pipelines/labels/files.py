@@ -37,13 +37,13 @@ _SPLITS = {
 
 
 class Source:
-    """What the user gave: the files of labels, and the folders in which images are looked for.
+    """The export that the user gave.
 
     Attributes:
       path: as given.
-      root: the folder that is read: the given one, that of the given file, or where a zip was unpacked.
+      root: the given folder, the folder of the given file, or the folder of an unpacked zip.
       files: the files to read labels from: the given one, or all below the folder.
-      scratch: a folder for files made on the way, gone when the import ends.
+      scratch: a temporary folder, removed when the import ends.
       notes: of all readers.
     """
 
@@ -53,7 +53,7 @@ class Source:
         self.notes = Notes()
 
     def name(self, file: pathlib.Path) -> str:
-        """What messages call a file: as a path below the source."""
+        """A file's name in messages: its path below the source."""
         return str(file if self.single else self.path / file.relative_to(self.root))
 
     def below(self, file: pathlib.Path) -> str:
@@ -92,13 +92,13 @@ def opened(path: str | os.PathLike, leave_out: str | os.PathLike) -> Iterator[So
 
 
 def split_of(*names: str) -> str:
-    """The split that the parts of file names speak of: train, val or test; the last one that does."""
+    """The split named by the words in file names: train, val or test; the last one counts; "" if there is none."""
     parts = [part for name in names for part in re.split(r"[^a-z]+", name.lower())]
     return next((_SPLITS[part] for part in reversed(parts) if part in _SPLITS), "")
 
 
 def read_text(source: Source, file: pathlib.Path) -> str:
-    """A file's text: UTF-8, UTF-16 with a mark, or what Windows in China or Europe writes."""
+    """A file's text: UTF-8, UTF-16 with a byte order mark, GB 18030 or Windows-1252."""
     check_regular(file)
     try:
         if file.stat().st_size > _MOST_TEXT:
@@ -122,7 +122,7 @@ def read_text(source: Source, file: pathlib.Path) -> str:
             if encoding == "gb18030" and not all(
                 "\u3000" <= c <= "\u9fff" or c >= "\uff00" for c in text if c > "\x7f"
             ):
-                continue  # European letters make rare signs of it
+                continue  # European text decoded as GB 18030 gives other characters
             if encoding != "utf-8":
                 source.notes.add(f"files are not UTF-8 and were read as {encoding}", source.name(file))
             return text
@@ -161,7 +161,7 @@ def read_yaml(source: Source, file: pathlib.Path) -> Any:
 
 
 def clean(name: str) -> str:
-    """The relative path of a name as tools write it: backslashes, drives, hosts, absolute paths, queries."""
+    """The relative path in a name as tools write it, with backslashes, a drive, a host, a root or a query."""
     name = name.replace("\\", "/")
     if "?d=" in name:  # Label Studio's local files
         name = urllib.parse.unquote(name.partition("?d=")[2])
@@ -174,15 +174,15 @@ def clean(name: str) -> str:
 
 
 class ImageFinder:
-    """Finds the files that labels name, wherever below some folders they are.
+    """Finds the image files that labels name, at any depth below some folders.
 
     Attributes:
       given: the folder that the user gave, if any.
-      where: the folder, or the source, for messages.
+      where: the folder or the source, for messages.
     """
 
     def __init__(self, source: Source, folder: str | os.PathLike, leave_out: pathlib.Path):
-        """Looks in the folder, or where it is "", below the source and next to it."""
+        """Searches the folder; if it is "", the source and the folders near it."""
         if folder and not pathlib.Path(folder).is_dir():
             raise InputError(f"{folder}: no such folder; --images takes the folder of the images")
         self._source, self._leave_out = source, leave_out
@@ -194,12 +194,12 @@ class ImageFinder:
         """The file of an image.
 
         Args:
-          names: what the labels call it, the best first.
+          names: its names in the labels, the preferred one first.
           beside: the file of labels that names it.
-          split: of several files with its name, the one below a folder of this split is meant.
+          split: of several files with its name, the one below a folder of this split is chosen.
 
         Raises:
-          InputError: several files could be meant.
+          InputError: several files fit equally well.
         """
         roots = [self.given] if self.given else [*([beside.parent] if beside else []), self._source.root]
         for name in names:
@@ -215,7 +215,7 @@ class ImageFinder:
         return None
 
     def _by_suffix(self, name: str, split: str) -> pathlib.Path | None:
-        """The file that shares most of the path's end; by its name without suffix where no file has the name."""
+        """The file with the longest common end of the path; if none has the name, matched without suffix."""
         wanted = [part.lower() for part in name.split("/")]
         stem = pathlib.PurePosixPath(wanted[-1]).stem
         index = self._indexed()
@@ -235,7 +235,7 @@ class ImageFinder:
             best = of_split or best
             if len(best) > 1 and len({path.stat().st_size for path in best}) > 1:
                 raise InputError(
-                    f"{self.where}: {brief(name)} may be {best[0]} or {best[1]}; say where the images are: "
+                    f"{self.where}: {brief(name)} may be {best[0]} or {best[1]}; give the folder of the images: "
                     "--images FOLDER"
                 )
             return best[0]
@@ -259,7 +259,7 @@ class ImageFinder:
         near = root.resolve().parent if root.name.lower() in ("annotations", "annotation", "labels", "json") else root
         try:
             return _below(near, self._leave_out, _MOST_NEARBY)
-        except InputError:  # too many: the folder of the labels may be anything
+        except InputError:  # too many files: the folder may hold more than the export
             return [path for path in sorted(root.iterdir()) if path.is_file()]
 
 
@@ -271,7 +271,7 @@ def _is_image(path: pathlib.Path) -> bool:
 
 
 def _shared(wanted: Sequence[str], parts: Sequence[str]) -> int:
-    """How many parts before the last are equal, from the end on."""
+    """The number of equal folders at the end of both paths."""
     count = 0
     for a, b in zip(reversed(wanted[:-1]), reversed(parts[:-1]), strict=False):
         if a != b:
@@ -326,7 +326,7 @@ def stat_is_file(info: zipfile.ZipInfo) -> bool:
 
 
 def copied(path: pathlib.Path, target: pathlib.Path, link: bool) -> bool:
-    """Puts a file at a path, as a hard link where wished and possible; whether it is one."""
+    """Copies a file, or links it if `link` and the disk allow that; returns whether it is a hard link."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if link:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""People from points and boxes that are shapes of their own: tied to each other, or by lying in a box."""
+"""Groups points and boxes that were drawn separately into people: by explicit ties, or by points inside boxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Box = tuple[float, float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Rectangle:
-    """A box xywh with its label, and what ties points to it."""
+    """A box xywh with its label; points with the same `tie` belong to it."""
 
     label: str
     box: Box
@@ -24,7 +24,7 @@ class Rectangle:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A keypoint, and what ties it to a box or to other points; None where nothing does."""
+    """A keypoint; it belongs to the box, and to the points, with the same `tie`, if that is not None."""
 
     label: str
     x: float
@@ -42,9 +42,9 @@ class Drawn:
     points: list[Point]
 
 
-# The name of the kind of people who have no rectangle, where others have one.
+# The kind of people without a rectangle, if others have one.
 WITHOUT_BOX = "without a box"
-# The same where nobody has one.
+# The kind if nobody has a rectangle.
 ALONE = "object"
 
 
@@ -56,21 +56,21 @@ class _Group:
     label: str
     box: Box | None
     points: dict[str, Point]
-    stray: bool = False  # tied to nothing and in no box
+    stray: bool = False  # neither tied nor inside a box
 
 
 def assemble(drawn: Sequence[Drawn], notes: Notes, order: Mapping[str, Sequence[str]]) -> dict[str, Kind]:
     """Puts people into the images, and returns their kinds.
 
-    Points tied to a box, or to each other, are one person. Other points belong to the smallest box around them, but
-    where points are tied to boxes only those with the labels of such points. Labels of boxes whose points have names in
-    common are of one kind. Points without any box are one person per image, aside
-    (`Kind.aside`) where other people have boxes.
+    Points tied to a box, or to each other, are one person. Other points belong to the smallest box around them; if any
+    points are tied to boxes, this holds only for points with the same labels as those. Box labels whose points
+    have names in common are one kind. Points outside all boxes are one person per image; their kind is imported only on
+    request (`Kind.aside`) if other people have boxes.
 
     Args:
       drawn: the images; their people are added.
-      notes: takes what is left out.
-      order: keypoint names by label, in order, where the tool says so.
+      notes: collects what is left out.
+      order: keypoint names by label, in order, if the tool gives them.
     """
     tied = {
         p.label for one in drawn for p in one.points if p.tie is not None and p.tie in {r.tie for r in one.rectangles}
@@ -81,7 +81,7 @@ def assemble(drawn: Sequence[Drawn], notes: Notes, order: Mapping[str, Sequence[
     crowded = {id(group.image) for group in groups if not group.stray}
     for group in [group for group in groups if group.box is None]:
         if group.stray and not known.isdisjoint(group.points) and id(group.image) in crowded:
-            notes.add("images with points outside of all boxes, which left these out", group.image.where)
+            notes.add("images whose points outside of all boxes were left out", group.image.where)
             groups.remove(group)
         elif boxed:
             group.label = WITHOUT_BOX if known.isdisjoint(group.points) else boxed[0].label
@@ -107,7 +107,7 @@ def assemble(drawn: Sequence[Drawn], notes: Notes, order: Mapping[str, Sequence[
 
 
 def _families(groups: Sequence[_Group]) -> list[list[str]]:
-    """Labels whose points have names in common, together, in order of appearance."""
+    """Groups the labels whose points have names in common, in order of appearance."""
     families: list[tuple[list[str], set[str]]] = []
     names: dict[str, set[str]] = collections.defaultdict(set)
     for group in groups:
@@ -128,7 +128,7 @@ def _groups(one: Drawn, tied: set[str], notes: Notes) -> list[_Group]:
     for rectangle, group in zip(one.rectangles, boxes, strict=True):
         if rectangle.tie is not None:
             if rectangle.tie in by_tie:
-                notes.add("boxes of one group in an image: points belong to the first", one.image.where)
+                notes.add("images with several boxes in one group: its points go to the first", one.image.where)
             by_tie.setdefault(rectangle.tie, group)
     untied = []
     for point in one.points:
@@ -149,9 +149,8 @@ def _groups(one: Drawn, tied: set[str], notes: Notes) -> list[_Group]:
     found = [*boxes, *(group for group in loose if group.points)]
     if len({point.label for point in rest}) < len(rest):
         notes.add(
-            "images whose points belong to several people who cannot be told apart, left out; draw a box around "
-            "each or group "
-            "their points",
+            "images with ungrouped points of several people, which were left out; draw a box around each person, "
+            "or group its points",
             one.image.where,
         )
     elif rest:

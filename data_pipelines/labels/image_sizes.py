@@ -13,7 +13,7 @@ _ORIENTATION = 274  # EXIF's tag
 
 
 def header(path: str | os.PathLike) -> tuple[tuple[int, int], int] | None:
-    """((height, width) as stored, EXIF orientation 1 to 8) of an image file; None if it is none."""
+    """((height, width) as stored, EXIF orientation 1 to 8) of an image file; None if it is not an image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, which are not decoded here
@@ -26,7 +26,7 @@ def header(path: str | os.PathLike) -> tuple[tuple[int, int], int] | None:
 
 
 def displayed_size(path: str | os.PathLike) -> tuple[int, int] | None:
-    """(height, width) as shown, turned by the EXIF orientation; None if the file is no image."""
+    """(height, width) as displayed, after the EXIF orientation; None if the file is not an image."""
     found = header(path)
     if found is None:
         return None
@@ -35,7 +35,7 @@ def displayed_size(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def turned(points: Float[np.ndarray, "n 2"], stored: tuple[int, int], orientation: int) -> Float[np.ndarray, "n 2"]:
-    """Points of the stored image in the one that is shown, for an EXIF orientation.
+    """Transforms points from the stored to the displayed image, for an EXIF orientation.
 
     Args:
       points: x and y in the stored image's pixels.

@@ -68,7 +68,7 @@ def _take_shape(source: Source, one: Drawn, shape: Any, where: str) -> None:
 
 
 def _visibility(shape: Mapping[str, Any]) -> int:
-    """X-AnyLabeling marks hidden keypoints as difficult, LabelMe by a flag or a description that people agree on."""
+    """X-AnyLabeling marks hidden keypoints as difficult, LabelMe's users by a flag or a description."""
     flags = shape.get("flags")
     flagged = [str(flag).lower() for flag, on in flags.items() if on is True] if isinstance(flags, dict) else []
     description = str(shape.get("description") or "").lower()
@@ -92,7 +92,7 @@ def _embedded(source: Source, file: pathlib.Path, data: str) -> pathlib.Path | N
 
 
 def _order(source: Source, folder: pathlib.Path) -> dict[str, list[str]]:
-    """Keypoint names by label in X-AnyLabeling's classes file, if one lies beside."""
+    """Keypoint names by label in X-AnyLabeling's classes file, if there is one."""
     for path in sorted({*folder.glob("*.y*ml"), *source.with_suffix(".yaml", ".yml")}):
         content = read_yaml(source, path)
         classes = content.get("classes") if isinstance(content, dict) else None

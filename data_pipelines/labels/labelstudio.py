@@ -93,7 +93,7 @@ def _drawn(source: Source, file: pathlib.Path, task: Mapping[str, Any], where: s
 
 
 def _results(source: Source, task: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
-    """The records of a task's annotation; of several, the one marked as truth, or the newest."""
+    """The records of a task's annotation; of several, the last one marked as truth, or else the last one."""
     if not _is_task(task):  # JSON-MIN
         for key, value in task.items():
             for number, region in enumerate(_regions_of(value)):
@@ -114,7 +114,7 @@ def _results(source: Source, task: Mapping[str, Any], where: str) -> Iterator[di
 
 
 def _names(task: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """What the task calls its image, the original name first."""
+    """The names of a task's image, the original one first."""
     data, meta = (task[k] if isinstance(task.get(k), dict) else {} for k in ("data", "meta"))
     texts = [*(data or task).values()]
     images = [
@@ -130,7 +130,7 @@ def _names(task: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _ties(results: list[dict[str, Any]]) -> dict[str, str]:
-    """The rectangle of each keypoint that has one, by relation or as its parent."""
+    """The id of each keypoint's rectangle, by relation or as its parent, if it has one."""
     rectangles = {r.get("id") for r in results if str(r.get("type", "")).lower().startswith("rectangle")}
     ties = {}
     for result in results:
@@ -166,7 +166,7 @@ def _chosen(result: Mapping[str, Any]) -> set[str]:
 def _box(
     value: Mapping[str, Any], size: tuple[int, int], x: float, y: float
 ) -> tuple[float, float, float, float] | None:
-    """A rectangle's box; a turned one's is that around it."""
+    """A rectangle's box; for a rotated rectangle, the box around it."""
     sides = numbers([value.get("width"), value.get("height")])
     if sides is None:
         return None

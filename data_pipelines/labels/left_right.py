@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-# Left and right as they occur in names, within a word too (leftear, oeil_gauche). The partner must exist among the
-# names, so an accident needs two names that differ in just this.
+# Words for left and right in names, also inside of words (leftear, oeil_gauche). A pair needs two names that differ
+# only in these, so chance matches are unlikely.
 _WORDS = (
     *(
         ("left", "right"),
@@ -27,7 +27,7 @@ _LETTER = re.compile(r"(?<![a-zA-Z])[lL]|[lL](?![a-zA-Z])|L")
 
 
 def pairs_by_name(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """(left, right) indices of the keypoints whose names differ in the side only."""
+    """(left, right) indices of the keypoints whose names differ only in the side."""
     index = {name: i for i, name in enumerate(names)}
     pairs: dict[int, int] = {}
     for words in (True, False):
@@ -43,14 +43,14 @@ def pairs_by_name(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
 
 
 def one_sided(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """Names that speak of left or right and have no partner."""
+    """Names that contain left or right, but have no partner."""
     paired = {i for pair in pairs for i in pair}
     word = re.compile("left|right|左|右", re.I)
     return [name for i, name in enumerate(names) if i not in paired and word.search(name)]
 
 
 def only_numbers(names: Sequence[str]) -> bool:
-    """Whether the names say nothing of what they name: 1, kpt-3, point_7."""
+    """Whether all names are only numbers: 1, kpt-3, point_7."""
     pattern = r"\W*(kpts?|kps?|keypoints?|points?|pt|p|k|joints?|j|landmarks?|lm|nodes?|关键点|点)?[\W_]*\d+\W*"
     return all(re.fullmatch(pattern, name, re.I) for name in names)
 
@@ -67,7 +67,7 @@ def _mirrored(name: str, words: bool) -> Iterator[str]:
 
 
 def _like(model: str, word: str) -> str:
-    """A word with another's capitals."""
+    """A word in the capitalisation of another."""
     if model.isupper():
         return word.upper()
     return word.capitalize() if model[:1].isupper() else word

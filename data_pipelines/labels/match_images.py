@@ -1,4 +1,4 @@
-"""Finds the images of labels, and brings labels of other sizes to theirs."""
+"""Finds the images of labels, and transforms labels that were made for other sizes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from data_pipelines.labels.files import ImageFinder, Source, clean
 from data_pipelines.labels.image_sizes import header, turned
 from data_pipelines.labels.types import Image, Labels, outline
 
-# Share of the found images whose size may contradict their labels: these are left out.
+# Maximum share of found images that contradict their labels; these images are left out.
 _MOST_CONTRADICTIONS = 0.1
-# Sides' ratios that differ by less are those of a resized image.
+# An image counts as resized if the scales of its sides differ by less than this.
 _ASPECT = 0.01
 
 
 def locate(labels: Labels, source: Source, finder: ImageFinder) -> None:
-    """Sets the paths and sizes of all images, as they are shown (turned by EXIF), with their people in these pixels.
+    """Sets the path and displayed size (after EXIF rotation) of each image, and transforms its people to these pixels.
 
-    Images that are no images, and few with another shape than their labels say, are removed.
+    Images that cannot be read, or whose aspect ratio contradicts their labels, are removed.
 
     Raises:
-      InputError: more than a tenth have another shape, or two files of labels label one image.
+      InputError: more than a tenth must be removed, or two files label the same image.
     """
     wrong: list[Image] = []
     for image in labels.images:
@@ -38,8 +38,8 @@ def locate(labels: Labels, source: Source, finder: ImageFinder) -> None:
     if found and len(wrong) > max(_MOST_CONTRADICTIONS * found, 1 if found > 5 else 0):
         one = wrong[0]
         raise InputError(
-            f"{_contradiction(one)}; {len(wrong)} of {found} images are so: give the folder of the labelled ones, "
-            "--images FOLDER"
+            f"{_contradiction(one)}; {len(wrong)} of {found} images contradict their labels: give the folder of "
+            "the labelled ones, --images FOLDER"
         )
     labels.images = _merged([image for image in labels.images if image not in wrong], source)
 
@@ -53,7 +53,7 @@ def _contradiction(image: Image) -> str:
 
 
 def _fitted(image: Image, stored: tuple[int, int], orientation: int, source: Source) -> bool:
-    """Brings an image's people to the size that is shown; False where the sizes contradict each other."""
+    """Transforms an image's people to its displayed size; returns False if the aspect ratios differ."""
     shown = stored[::-1] if orientation >= 5 else stored
     if image.size in (None, shown):
         image.size = shown

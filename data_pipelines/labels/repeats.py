@@ -14,8 +14,7 @@ from data_pipelines.keypoints import KeypointSet
 from data_pipelines.labels.types import Image, Labels, Person
 from data_pipelines.sigmas import estimate_sigmas
 
-# People of two labellings are the same where their keypoints are this close on average, as a share of the square root
-# of the area.
+# Maximum mean distance between two labellings of a person, as a share of the square root of the area.
 _FARTHEST = 0.3
 
 
@@ -42,10 +41,10 @@ def with_sigmas(keypoints: KeypointSet, labels: Labels, repeats: Sequence[Labels
                 people.append(np.stack([person.points, *same, *absent]))
                 areas.append(person.area)
     if not people:
-        raise InputError(f"--repeats={where}: labels nobody a second time; it must label the same images by name")
+        raise InputError(f"--repeats={where}: labels none of the same people; it must label images with the same names")
     sigmas = estimate_sigmas(np.stack(people), np.array(areas))
     if not np.nanmax(sigmas) > 0:
-        raise InputError(f"--repeats={where}: its labels are exactly the same, so it is a copy and no repeat")
+        raise InputError(f"--repeats={where}: its labels are identical, so they are a copy, not a second labelling")
     known = np.nan_to_num(sigmas) > 0
     rest = "" if known.all() else f", but for {', '.join(np.array(keypoints.names)[~known].tolist())}"
     return dataclasses.replace(
@@ -60,7 +59,7 @@ def _name(image: Image) -> str:
 
 
 def _match(person: Person, among: Sequence[Person]) -> Person | None:
-    """Who of an image's people is the same person, by the mean distance of the keypoints that both have."""
+    """The nearest of an image's people, by the mean distance of common keypoints; None if it is too far away."""
     distances = [_distance(person.points, other.points) for other in among]
     nearest = int(np.argmin(distances)) if distances else -1
     close = nearest >= 0 and distances[nearest] <= _FARTHEST * float(person.area or 0) ** 0.5

@@ -1,4 +1,4 @@
-"""The contact sheet: labelled images with boxes and skeletons, to see a wrong order or a wrong side before training."""
+"""The contact sheet: labelled images with boxes and skeletons, to detect wrong keypoint orders or sides."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BOX_COLOUR = (255, 255, 0)
 
 
 def contact_sheet(images: Sequence[Image], keypoints: KeypointSet, notes: Notes) -> UInt8[np.ndarray, "h w 3"] | None:
-    """An RGB picture of evenly spaced labelled images, cut to their people; None where no image can be shown."""
+    """An RGB picture of evenly spaced labelled images, cropped to their people; None if no image can be shown."""
     shown = [image for image in images if image.path and any(person.points[:, 2].any() for person in image.people)]
     if not shown:
         return None
@@ -35,7 +35,7 @@ def contact_sheet(images: Sequence[Image], keypoints: KeypointSet, notes: Notes)
         try:
             picture = read_rgb(os.fspath(image.path), _MAX_MEGAPIXELS)
         except InputError as error:
-            notes.add("images that cannot be drawn, nor trained on", str(error))
+            notes.add("images that cannot be read, for drawing or training", str(error))
             continue
         tiles.append(_tile(picture, image, keypoints))
     return np.concatenate([draw.sheet(tiles, _TILE), _legend(keypoints)]) if tiles else None

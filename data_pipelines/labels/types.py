@@ -1,4 +1,4 @@
-"""What every reader of labels returns: images with people, their keypoint sets, and notes of what was left out."""
+"""What every reader of labels returns: images with people, their keypoint sets, and notes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNLABELLED, OCCLUDED, VISIBLE = 0, 1, 2
 
 
 class Notes:
-    """What was left out or assumed while reading: by reason, how often, and where first."""
+    """Omissions and assumptions: for each reason, the count and the first place."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}
@@ -42,10 +42,10 @@ class Kind:
     Attributes:
       names: of its keypoints, in order.
       edges: pairs of indices, joined in drawings.
-      pairs: pairs of indices that change places when an image is mirrored; None where the file does not say.
-      named: whether the names are the file's, and not made up here.
-      contradiction: why the file's pairs cannot be meant; empty if there is nothing to say.
-      aside: whether people of this kind are only taken when asked for by name.
+      pairs: left-right pairs of indices, swapped when an image is mirrored; None if the file has none.
+      named: whether the names are from the file, not generated.
+      contradiction: the reason why pairs must be given by the user; empty if there is none.
+      aside: whether this kind is imported only if requested by name.
     """
 
     names: tuple[str, ...]
@@ -66,7 +66,7 @@ class Person:
       box: xywh in image pixels; None where there is none.
       where: the record, for messages.
       area: in square pixels; None where the file does not say.
-      crowd: whether the record stands for several.
+      crowd: whether the record is a crowd.
       id: the file's id.
     """
 
@@ -84,12 +84,12 @@ class Image:
     """An image with its people.
 
     Attributes:
-      names: what the labels call its file; the first is preferred.
+      names: the names of its file in the labels; the first is preferred.
       where: the record, for messages.
-      size: (height, width) in pixels that the labels state; None where they do not.
-      split: "train", "val" or "test" as the tool says; empty where it does not.
+      size: (height, width) in pixels by the labels, and once located, of the file; None if unknown.
+      split: "train", "val" or "test" by the labels; empty if they give none.
       beside: the file of labels that names it.
-      path: its own file, where it was found.
+      path: its file; None if it was not found.
       id: the labels' id.
     """
 
@@ -134,13 +134,13 @@ def numbers(values: Any, count: int | None = None) -> list[float] | None:
 
 
 def size_of(width: Any, height: Any) -> tuple[int, int] | None:
-    """(height, width) of an image, if both are sensible."""
+    """(height, width) of an image; None if they are invalid."""
     sides = numbers([height, width])
     return (round(sides[0]), round(sides[1])) if sides and min(sides) >= 1 else None
 
 
 def visibility(value: Any, x: float, y: float, notes: Notes, where: str) -> int:
-    """COCO's visibility from what files hold: 0 to 2, true or false, a confidence, nothing.
+    """COCO's visibility from a file's value: 0 to 2, true or false, a confidence, or nothing.
 
     Nothing means visible, true visible, false occluded, a fraction above 0 is a confidence and means visible; a point
     at (0, 0) is unlabelled in any case. Raises InputError for other values.

@@ -57,7 +57,7 @@ def get_config(arg=None):
         train={{{name!r}: source("train")}},
         evaluate=evaluate,
         input_size={input_size},  # height, width: the shape of most boxes, or a square
-        people={people},  # who train, to whom the recipe fits batch size, epochs and warm-up
+        people={people},  # to train on: the recipe fits batch size, epochs and warm-up to them
     )
     c.data.root = str(pathlib.Path(__file__).resolve().parent)
     return c
@@ -92,11 +92,11 @@ def write(
     Args:
       labels: chosen, located and completed.
       chosen: the keypoint set.
-      source: takes and gives the notes.
+      source: has the notes, and takes more.
       output: a new or empty folder.
-      made: how many boxes and areas were made from keypoints and boxes.
-      val_share: share of the images that validate, where the tool has no split of its own.
-      link: whether to hard-link the images, where the disk can, instead of copying them.
+      made: the numbers of boxes made from keypoints, and of areas made from boxes.
+      val_share: share of the images for validation, if the labels have no split.
+      link: whether to hard-link the images instead of copying them, if the disk allows it.
 
     Raises:
       InputError: the folder holds files, or cannot be written.
@@ -108,7 +108,7 @@ def write(
     if not any(map(_trained, usable)):
         which = "that were found " if found else ""
         raise InputError(
-            f"{source.path}: its images {which}show nobody with labelled keypoints but crowds; label people"
+            f"{source.path}: its images {which}show no people with labelled keypoints, except crowds; label people"
         )
     split_from = _assign_splits(usable, val_share)
     by_split = {split: [image for image in usable if image.split == split] for split in SPLITS}
@@ -146,7 +146,7 @@ def write(
 
 
 def _assign_splits(images: Sequence[Image], val_share: float) -> str:
-    """Gives every image its split; returns where it comes from."""
+    """Gives every image its split; returns the origin of the splits."""
     labelled = [image for image in images if _trained(image)]
     given = {image.split for image in labelled}
     tool = "train" in given
@@ -172,20 +172,20 @@ def _assign_splits(images: Sequence[Image], val_share: float) -> str:
         for image in groups[name]:
             image.split = split
     if len(order) < 2:
-        return "one image, which trains and validates"
+        return "one image, for training and validation"
     if not wanted:
-        return "no validation images (--val-share 0): the training images validate"
+        return "no validation images (--val-share 0): the training images are used"
     kept = ", the tool's test images kept apart" if tool and "test" in given else ""
-    return f"by a hash of the images' names, {val_share:g} of them to validate (--val-share){kept}"
+    return f"by a hash of the images' names, {val_share:g} of them for validation (--val-share){kept}"
 
 
 def _trained(image: Image) -> int:
-    """How many people of an image are trained on."""
+    """The number of an image's people that are trained on."""
     return sum(bool(person.points[:, 2].any()) and not person.crowd for person in image.people)
 
 
 def _file_names(images: Sequence[Image]) -> dict[int, str]:
-    """By image, the path of its file below the images folder: as the labels call it, cleaned, all different."""
+    """By image, the path of its file below the images folder: its cleaned name in the labels; all are different."""
     names: dict[int, str] = {}
     taken: set[str] = set()
     for image in images:
@@ -366,7 +366,7 @@ def _table(labels: Labels, by_split: Mapping[str, Sequence[Image]]) -> list[str]
         widths = (8, 8, 9, 8, 9, 10, 9)
         lines.append(f"{name:8}" + "".join(f"{n:>{w}}" for n, w in zip(numbers, widths, strict=True)))
     every = {v for person in labels.people() for v in person.points[:, 2].tolist()}
-    lines.append("without: people without a labelled keypoint, on whom nothing is trained")
+    lines.append("without: people without a labelled keypoint, not used for training")
     if every <= {0, OCCLUDED}:
         lines.append("occluded: the labels only say whether a keypoint is labelled (1) or not (0)")
     return lines

@@ -36,7 +36,7 @@ def is_label_line(line: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-    """What data.yaml says of all keypoints."""
+    """The keypoint settings of data.yaml."""
 
     count: int
     dims: int
@@ -113,21 +113,21 @@ def _kind(name: str, content: Mapping[str, Any], count: int) -> Kind:
     indices = [int(i) for i in swapped]
     if (i := next((i for i, j in enumerate(indices) if indices[j] != i), None)) is not None:
         says = (
-            f"{name}: flip_idx sends keypoint {i} to {indices[i]} and that to {indices[indices[i]]}, so mirroring "
-            "twice is not the image again"
+            f"{name}: flip_idx sends keypoint {i} to {indices[i]} and that to {indices[indices[i]]}, but two flips "
+            "must restore the order"
         )
         return Kind(names, named=named, contradiction=says)
     pairs = tuple((i, j) for i, j in enumerate(indices) if i < j)
     if pairs or named or count == 1:
         return Kind(names, pairs=pairs or None, named=named)
-    says = f"{name}: flip_idx says that no keypoint changes sides in a mirror (Roboflow always writes so)"
+    says = f"{name}: flip_idx has no left-right pairs (Roboflow never writes any)"
     return Kind(names, contradiction=says, named=False)
 
 
 def _splits(
     source: Source, file: pathlib.Path, content: Mapping[str, Any], images: ImageFinder
 ) -> Iterator[tuple[str, list[pathlib.Path], list[pathlib.Path]]]:
-    """Split, image files and label files of what data.yaml lists; without use, all that is below its folder."""
+    """Split, image files and label files of data.yaml's entries; if none exists, of all files below its folder."""
     root, listed = file.parent, False
     elsewhere = _files(images.given, IMAGE_SUFFIXES) if images.given else []
     base = content.get("path")
@@ -138,7 +138,7 @@ def _splits(
                 continue
             place = _place(root, base if isinstance(base, str) else "", entry)
             if place is None:
-                source.notes.add("paths in data.yaml lead nowhere; what is below its folder was taken", brief(entry))
+                source.notes.add("paths in data.yaml do not exist; the files below its folder were taken", brief(entry))
                 continue
             listed = True
             if place.is_file():
@@ -170,7 +170,7 @@ def _of(pictures: Sequence[pathlib.Path], labels: Sequence[pathlib.Path]) -> lis
 
 
 def _place(root: pathlib.Path, base: str, entry: str) -> pathlib.Path | None:
-    """The folder or list that an entry means: as written, or the longest end of its path that is below data.yaml."""
+    """The folder or list of an entry: as written, or by the longest end of its path that exists below data.yaml."""
     for written in (f"{base}/{entry}" if base else entry, entry):
         for candidate in (pathlib.Path(written), root / written):
             if (candidate.is_absolute() or root in candidate.parents) and _exists(candidate) and candidate != root:
@@ -219,7 +219,7 @@ def _files(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
 
 
 def _label_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Where Ultralytics looks for labels: the path's last `images` replaced; the folder itself where that is none."""
+    """Ultralytics' label folder: the path's last `images` becomes `labels`; the folder itself if that is missing."""
     parts = list(folder.parts)
     for i in range(len(parts) - 1, -1, -1):
         if parts[i].lower() == "images":
@@ -251,13 +251,13 @@ def _matched(
 
 
 def _common(picture: pathlib.Path, text: pathlib.Path) -> int:
-    """How many folders of the two paths are equal, from the end on."""
+    """The number of equal folders at the end of both paths."""
     ours, theirs = (path.parent.parts[::-1] for path in (picture, text))
     return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
 
 
 class _Lines:
-    """Reads label lines, and judges at the end whether they are of the shape that data.yaml says."""
+    """Reads label lines, and finally checks that their lengths agree with kpt_shape."""
 
     def __init__(self, source: Source, shape: _Shape):
         self._source, self.shape = source, shape

@@ -1,4 +1,4 @@
-"""Calls a function by threads ahead of its results' use."""
+"""Calls a function in threads, before its results are needed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Result = TypeVar("Result")
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yields function(item) for each item, in order, computed by one thread per processor.
+    """Yields function(item) for each item, in order, computed by as many threads as processors.
 
-    At most two results per thread wait. An exception of the function is raised in the place of its result. `items` is
+    At most two results per thread are buffered. An exception is raised when its result is due. `items` is
     iterated by the caller's thread.
     """
     threads = len(os.sched_getaffinity(0))

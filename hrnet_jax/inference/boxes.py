@@ -61,7 +61,7 @@ class BoxFile:
         return [box if zoom is None else (box * zoom).tolist() for box, _ in found], [score for _, score in found]
 
     def unknown(self, names: Sequence[str]) -> list[str]:
-        """The names in the file that are not among the names of images, nor these without suffix or folder."""
+        """The names in the file that match no image, even without suffix or folder."""
         wholes = [os.path.splitext(name)[0] for name in names]
         known = {*names, *wholes, *map(os.path.basename, wholes)}
         return sorted(name for name in self.boxes if isinstance(name, str) and name not in known)

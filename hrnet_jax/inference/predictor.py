@@ -85,7 +85,7 @@ class BoxedImage:
       boxes: xywh in image pixels, as given.
       views: the regions that were cropped, one per box.
       crops: uint8 RGB, one per box.
-      tag: anything that the caller wants to find with the results.
+      tag: any object, returned with the results.
     """
 
     boxes: Float[np.ndarray, "n 4"]

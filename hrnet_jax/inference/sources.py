@@ -20,7 +20,7 @@ from data_pipelines.images import read_rgb
 
 PHOTOS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
-    *(".gif", ".avif", ".heic", ".heif"),  # HEIC is refused with its remedy, not passed over
+    *(".gif", ".avif", ".heic", ".heif"),  # HEIC is refused with a remedy instead of being skipped
 )
 VIDEOS = (
     *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"),

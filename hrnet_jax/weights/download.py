@@ -29,25 +29,25 @@ from data_pipelines.errors import InputError
 from hrnet_jax.weights.published import Weights, sha256
 
 TIMEOUT = 30.0  # seconds without an answer or a byte
-WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the attempts that follow one that brought no byte
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each attempt after one that received no byte
 
 _CHUNK = 1 << 18  # bytes
 _COMPLETE = 416  # the answer to a request that starts at the end of the file
-# What may pass: too many requests, and errors of the server or of one on the way.
+# Temporary errors: too many requests, and errors of the server or a proxy.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 logger = logging.getLogger(__name__)
 
 
 def fetch(weights: Weights, *, timeout: float = TIMEOUT, waits: Sequence[float] = WAITS) -> pathlib.Path:
-    """Returns a published file on a disk: from the cache, or downloaded into it.
+    """Returns the local path of a published file: from the cache, or downloaded into it.
 
     Processes that need the same file at the same time download it once.
 
     Args:
       weights: the file, from `hrnet_jax.weights.published`.
       timeout: seconds without an answer or a byte after which an attempt has failed.
-      waits: seconds before each further attempt at one address; an attempt that brought bytes starts them anew.
+      waits: seconds before each further attempt at one address; an attempt that received bytes restarts them.
 
     Raises:
       InputError: no address gives the file; the line names the file, its addresses and where to put it.
@@ -158,7 +158,7 @@ def _receive(url: str, partial: pathlib.Path, name: str, timeout: float) -> None
         # Nothing is drawn unless a terminal watches.
         bar = tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=None, leave=False)
         with bar, open(partial, "ab" if start else "wb", buffering=0) as file:
-            while chunk := response.read1(_CHUNK):  # what has arrived, so that a broken connection loses nothing
+            while chunk := response.read1(_CHUNK):  # what has arrived, kept if the connection breaks
                 with storage.write_errors(partial):
                     file.write(chunk)
                 bar.update(len(chunk))

@@ -33,8 +33,8 @@ def initialised(
 ) -> tuple[Arrays, Arrays, tuple[str, ...]]:
     """Replaces new parameters and statistics by those of a stored model (`config.init`).
 
-    The backbone is taken as a whole. Of the head, the channels of those keypoints are taken which the stored model's
-    set has under the same name: all of them for a model of the same set, none for a backbone or for other keypoints.
+    The complete backbone is copied, and the head's channels of keypoints that both sets have by name: all for a model
+    of the same set, none for a backbone or other keypoints.
 
     Args:
       model: from `initial_model`.
@@ -43,7 +43,7 @@ def initialised(
       stats: new batch statistics by canonical name.
 
     Returns:
-      New dicts of parameters and statistics, and the names of the keypoints whose channels of the head were taken.
+      New dicts of parameters and statistics, and the names of the keypoints whose channels were copied.
 
     Raises:
       InputError: the stored backbone has another architecture.

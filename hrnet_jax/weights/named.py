@@ -60,7 +60,7 @@ def load(path: str | os.PathLike) -> Model:
 
 
 def unknown(path: str | os.PathLike) -> str:
-    """The remark of a message about a path that does not exist: what else it may have meant."""
+    """A hint for messages about a path that does not exist: similar names of published models."""
     names = published.similar(os.fspath(path))
     return f"; did you mean {' or '.join(names)}?" if names else ""
 

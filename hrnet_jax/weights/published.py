@@ -3,13 +3,13 @@
 `published.json` beside this module holds MMPose's HRNet models for COCO and AIC, the ImageNet backbones they start
 from, timm's backbones and the models of the official repository. The results are those of the tables on `page`; a fact
 that was not found is absent. `HRNET_JAX_MODELS=FILE.json` adds models in the same format, and `mirrors`: addresses of
-folders that hold the files under their own names and are tried first.
+folders with files of the published names, which are tried first.
 
     {"mirrors": ["https://server.example/weights"],
      "models": [{"name": "mine", "config": "mine.py:w48", "files": [{"urls": ["https://..."], "sha256": "0123abcd"}]}]}
 
-A config is a path relative to the folder of its record, with an optional variant, as for `--config`. `sha256` may be
-any beginning of the hash of at least eight digits; MMPose's and timm's file names carry eight.
+A config is a path relative to the folder of its record, with an optional variant, as for `--config`. `sha256` is
+at least the first eight digits of the hash; MMPose's and timm's file names contain eight.
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ def find(name: str) -> Weights | None:
 
 
 def similar(name: str) -> list[str]:
-    """Names of models that a mistyped one may mean."""
+    """Names of models that are similar to a mistyped one."""
     return difflib.get_close_matches(name, dict.fromkeys(entry.model for entry in record()), n=3, cutoff=0.8)
 
 
 def identify(path: str | os.PathLike) -> Weights | None:
-    """The published file that a file on disk is, by its hash, or by its name if no hash was published; else None.
+    """The published file with a local file's hash, or with its name if no hash was published; else None.
 
     Raises InputError if the file has a published file's name but not its hash.
     """

@@ -60,7 +60,7 @@ def read_arrays(path: str | os.PathLike, config: ConfigDict, *, ema: bool = Fals
     """
     shapes, source = _torch_shapes(config), f"{os.fspath(path)}"
     tensors = _one_of_twins(torch_files.read(path), torch_files.read(path, "ema_state_dict"), ema, source)
-    # The most common mistake, another variant, is told in one line instead of by every entry.
+    # The most common mistake, another variant, is reported as such and not by the entries that differ.
     if hint := _architecture_hint({_canonical_name(name): tensor for name, tensor in tensors.items()}, shapes):
         raise InputError(f"{source} does not fit config.model.variant={config.model.variant!r}: {hint}")
     return {name: from_torch_layout(array) for name, array in canonical(tensors, shapes, source).items()}
