@@ -93,6 +93,8 @@ def check_config(arguments):
     for i, argument in enumerate(arguments):
         if argument.partition("=")[0] == "--config":
             spec = argument.partition("=")[2] or arguments[i + 1]
+    if spec.startswith("data/"):  # written by an import, with the variants of all recipes
+        spec = f"configs/coco.py:{spec.partition(':')[2]}"
     config = load_config(f"{REPOSITORY}/{_PLACEHOLDER.sub('coco', spec)}")
     overrides = [argument for argument in arguments if argument.startswith("--config.")]
     cli.parse(overrides, "", {}, lambda values: config)
