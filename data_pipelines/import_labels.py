@@ -34,7 +34,11 @@ OPTIONS: command_line.Options = {
     "pairs": ("", "left-right keypoint pairs: 0-1,2-3, or left eye:right eye,..."),
     "repeats": ("", "other labels of the same images, separated by commas: the sigmas are estimated from them"),
     "no_pairs": (False, "the keypoints have no left-right pairs"),
-    "boxes": ("xywh", "format of the labels' boxes: " + "; ".join(f"{k}: {v}" for k, v in BOX_FORMATS.items())),
+    "boxes": (
+        "",
+        "format of the labels' boxes, by default xywh with a check: "
+        + "; ".join(f"{k}: {v}" for k, v in BOX_FORMATS.items()),
+    ),
     "val_share": (0.2, "share of the images for validation, if the labels have no split"),
     "copy": (False, "copies the images instead of hard-linking them"),
 }
@@ -46,7 +50,7 @@ def import_labels(
     *,
     images: str | os.PathLike = "",
     choice: Choice | None = None,
-    boxes: str = "xywh",
+    boxes: str = "",
     repeats: Sequence[str | os.PathLike] = (),
     val_share: float = 0.2,
     copy: bool = False,
@@ -59,7 +63,7 @@ def import_labels(
         the others: those of images that were found), `images/`, `config.py`, `summary.txt` and `contact_sheet.png`.
       images: the folder of the images; "": they are looked for below and beside the labels.
       choice: category, names and pairs.
-      boxes: the format of the labels' boxes, a key of `BOX_FORMATS`.
+      boxes: the format of the labels' boxes, a key of `BOX_FORMATS`; "": xywh, checked against the keypoints.
       repeats: other labels of the same images, in the same format; the sigmas are estimated from them.
       val_share: share of the images for validation, if the labels have no split.
       copy: copies the images instead of linking to them.
@@ -76,7 +80,7 @@ def import_labels(
     with opened(path, output) as source:
         read, chosen, made = _complete(source, output, images, choice, boxes)
         if not any(person.points[:, 2].any() for person in read.people()):
-            raise InputError(f"{path}: nobody has a labelled keypoint; label or export keypoints")
+            raise InputError(f"{path}: nobody has a labelled keypoint; {source.notes.why()}")
         if repeats:
             where = ",".join(map(str, repeats))
             if different := [other for _, other in others if other.keypoints.names != chosen.keypoints.names]:
@@ -116,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _import(arguments: list[str]) -> None:
     flags = command_line.parse(arguments, __doc__, OPTIONS, first="source")
-    if flags["boxes"] not in BOX_FORMATS:
+    if flags["boxes"] and flags["boxes"] not in BOX_FORMATS:
         raise InputError(f"--boxes={flags['boxes']}: must be one of {', '.join(BOX_FORMATS)}")
     if flags["no_pairs"] and flags["pairs"]:
         raise InputError("--pairs and --no-pairs contradict each other; give one of them")

@@ -1,6 +1,7 @@
 """Labels of real tools, each imported by one command; contradictory ones are refused in one line."""
 
 import base64
+import itertools
 import json
 import pathlib
 import shutil
@@ -650,3 +651,198 @@ def test_all_annotations_of_another_number_than_the_category_names(exported, tmp
     assert "the category names 3 keypoints, and all its annotations have 4" in told(capsys, file, tmp_path / "out")
     assert run(file, tmp_path / "out", "--keypoints", "nose,left ear,right ear,tail") == 0
     assert annotations(tmp_path / "out")["categories"][0]["keypoints"][3] == "tail"
+
+
+def test_ultralytics_keypoint_names_by_class(exported, tmp_path, capsys):
+    """Lists within a list; classes without names; a class with fewer keypoints, zeros for the rest."""
+    folder = exported("ultralytics")
+    edited(folder / "data.yaml", ("names:\n  0: mouse\n", "nc: 1\nkpt_names: [[nose, left ear, right ear]]\n"))
+    assert run(folder, tmp_path / "out") == 0
+    content = annotations(tmp_path / "out")
+    assert content["categories"][0]["keypoints"] == ["nose", "left ear", "right ear"]
+    assert {person["category"] for person in content["annotations"]} == {"class_0"}
+    two = "names: [mouse, pen]\nkpt_names:\n  0: [nose, left ear, right ear]\n  1: [tip, end]\n"
+    edited(folder / "data.yaml", ("nc: 1\nkpt_names: [[nose, left ear, right ear]]\n", two))
+    for path in (folder / "labels/train").iterdir():
+        path.write_text("1 .5 .5 .5 .5 .25 .5 2 .5 .25 1 0 0 0\n")
+    capsys.readouterr()
+    assert "'mouse' (3 keypoints, 4 people), 'pen' (2 keypoints, 2 people)" in told(capsys, folder, tmp_path / "pen")
+    assert run(folder, tmp_path / "pen", "--category", "pen", "--no-pairs", "--boxes", "xywh") == 0
+    people = annotations(tmp_path / "pen")["annotations"]
+    assert [person["keypoints"] for person in people] == [[16, 24, 2, 32, 12, 1]] * 2
+
+
+def test_lists_of_images_in_which_names_repeat(exported, tmp_path):
+    folder = exported("ultralytics")
+    for split in ("train", "val"):
+        (folder / f"{split}.txt").write_text("".join(f"./images/{split}/img {i}.png\n" for i in range(2)))
+    edited(folder / "data.yaml", ("images/train", "train.txt"), ("images/val", "val.txt"))
+    assert run(folder, tmp_path / "out") == 0
+    assert len(annotations(tmp_path / "out")["annotations"]) == 8
+    assert "without an image" not in (tmp_path / "out/summary.txt").read_text()
+
+
+def test_coco_categories_that_are_not_listed_and_names_as_objects(exported, tmp_path):
+    file = exported("coco") / "labels.json"
+
+    def change(content):
+        content["annotations"][0]["category_id"] = 9
+        for category in content["categories"][1:]:
+            category["keypoints"] = [{"id": i, "name": name} for i, name in enumerate(fuzz_labels.NAMES)]
+
+    changed(file, change)
+    assert run(file, tmp_path / "out") == 0
+    content = annotations(tmp_path / "out")
+    assert content["categories"][0]["keypoints"] == list(fuzz_labels.NAMES)
+    assert len(content["annotations"]) == 3
+    assert "categories that are not listed" in (tmp_path / "out/summary.txt").read_text()
+
+
+def test_one_box_that_leaves_its_image_by_a_little_is_meant_as_it_is(exported, tmp_path):
+    file = exported("coco") / "labels.json"
+    box = [10, 6, 58, 42]
+    changed(
+        file, lambda content: content["annotations"][0].update(bbox=box, keypoints=[30, 10, 2, 12, 20, 2, 55, 42, 2])
+    )
+    assert run(file, tmp_path / "out") == 0
+    assert annotations(tmp_path / "out")["annotations"][0]["bbox"] == box
+
+
+def flattened(tasks):
+    """JSON-MIN's records, the first of an image without regions."""
+    sized = {"original_width": fuzz_labels.WIDTH, "original_height": fuzz_labels.HEIGHT}
+    records = [{"img": task["data"]["image"], "id": task["id"], "annotator": 1} for task in tasks]
+    for task, record in zip(tasks[1:], records[1:], strict=True):
+        record["kp-1"] = [{**r["value"], **sized} for r in task["annotations"][0]["result"] if r["type"] != "relation"]
+    return records
+
+
+def with_empty_annotations(tasks):
+    for task in tasks:
+        task["annotations"].append({"id": 9, "result": [], "completed_by": 2})
+    return tasks
+
+
+def with_choices(tasks):
+    for task in tasks:
+        choice = {"id": "nose", "type": "choices", "from_name": "seen", "value": {"choices": ["Occluded"]}}
+        task["annotations"][0]["result"].append(choice)
+    return tasks
+
+
+def as_chains(tasks):
+    """Two animals without boxes, the keypoints of each in a chain of relations."""
+    for task in tasks:
+        one = [r for r in task["annotations"][0]["result"] if r["type"] == "keypointlabels"]
+        for region in one:
+            region.pop("parentID", None)
+        other = json.loads(json.dumps(one))
+        for region in other:
+            region["id"] += "'"
+        chains = [{"from_id": a["id"], "to_id": b["id"], "type": "relation"} for a, b in itertools.pairwise(one)]
+        again = [{"from_id": f"{c['from_id']}'", "to_id": f"{c['to_id']}'", "type": "relation"} for c in chains]
+        task["annotations"][0]["result"] = one + other + again + chains
+    return tasks
+
+
+def as_outlines(tasks):
+    for task in tasks:
+        region = task["annotations"][0]["result"][0]
+        x, y, w, h = (region["value"][key] for key in ("x", "y", "width", "height"))
+        corners = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+        region.update(type="polygonlabels", value={"points": corners, "polygonlabels": ["mouse"], "closed": True})
+    return tasks
+
+
+@pytest.mark.parametrize(
+    ("change", "people", "seen"),
+    [
+        (lambda tasks: tasks[0], 1, 2),
+        (lambda tasks: {**tasks[0].pop("annotations")[0], "task": tasks[0]}, 1, 2),
+        (flattened, 2, 2),
+        (with_empty_annotations, 3, 2),
+        (with_choices, 3, 1),
+        (as_chains, 6, 2),
+        (as_outlines, 3, 2),
+    ],
+)
+def test_label_studio_in_its_other_forms(exported, tmp_path, change, people, seen):
+    """A task and an annotation as clouds store them; JSON-MIN; two annotators; choices; relations; outlines."""
+    file = exported("label_studio") / "export.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    assert run(file, tmp_path / "out") == 0
+    found = annotations(tmp_path / "out")["annotations"]
+    assert [(person["num_keypoints"], person["keypoints"][2]) for person in found] == [(3, seen)] * people
+    if change in (flattened, as_outlines):
+        np.testing.assert_allclose([person["bbox"] for person in found], [fuzz_labels.BOX] * people, atol=1e-6)
+
+
+def test_label_studios_predictions_are_told(exported, tmp_path, capsys):
+    file = exported("label_studio") / "export.json"
+    changed(file, lambda tasks: [task.update(predictions=task.pop("annotations")) for task in tasks])
+    assert "predictions (submit them in Label Studio)" in told(capsys, file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["polygon", "rotation"])
+def test_labelme_people_in_outlines(exported, tmp_path, kind):
+    folder = exported("labelme")
+
+    def second(content):
+        (left, top), (right, bottom) = content["shapes"][0]["points"]
+        corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
+        content["shapes"][0].update(points=corners, shape_type=kind)
+        for shape in content["shapes"]:
+            shape["group_id"] = None
+        lower = [{**s, "points": [[x, y + 20] for x, y in s["points"]]} for s in content["shapes"]]
+        content["shapes"] += lower
+
+    for file in folder.glob("*.json"):
+        changed(file, second)
+    assert run(folder, tmp_path / "out") == 0
+    people = annotations(tmp_path / "out")["annotations"]
+    x, y, w, h = fuzz_labels.BOX
+    assert [person["bbox"] for person in people] == [[x, y, w, h], [x, y + 20, w, h]] * 3
+    assert [person["num_keypoints"] for person in people] == [3] * 6
+
+
+def test_points_of_several_people_without_boxes_are_told(exported, tmp_path, capsys):
+    folder = exported("labelme")
+    for file in folder.glob("*.json"):
+        changed(file, lambda content: content.update(shapes=content["shapes"][1:] * 2))
+        edited(file, ('"group_id": 0', '"group_id": null')) if "0" in file.name else None
+    assert "draw a box around each or group their points" in told(capsys, folder, tmp_path / "out")
+
+
+def test_the_tracks_of_a_cvat_project_are_apart(tmp_path):
+    """Frame 0 of each of two videos, of which each has images in the folder of its subset."""
+    points = "".join(f'<points label="{n}" points="{x},{y}"/>' for n, x, y in (("a", 9, 9), ("b", 30, 20)))
+    tasks = tracks = ""
+    for number, subset in ((1, "Train"), (2, "Validation")):
+        tasks += f"<task><id>{number}</id><name>t{number}</name><source>{number}.mp4</source></task>"
+        shape = f'<skeleton frame="0" keyframe="1">{points}</skeleton>'
+        tracks += f'<track id="{number}" label="s" task_id="{number}" subset="{subset}">{shape}</track>'
+        (tmp_path / "export/images" / subset).mkdir(parents=True)
+        picture = np.full((48, 64, 3), 50 * number, np.uint8)
+        cv2.imwrite(str(tmp_path / "export/images" / subset / "frame_000000.PNG"), picture)
+    text = f"<annotations><meta><project><tasks>{tasks}</tasks></project></meta>{tracks}</annotations>"
+    (tmp_path / "export/annotations.xml").write_text(text)
+    assert run(tmp_path / "export", tmp_path / "out", "--no-pairs") == 0
+    for part, number in (("train", 1), ("val", 2)):
+        content = annotations(tmp_path / "out", part)
+        (image,) = content["images"]
+        assert len(content["annotations"]) == 1
+        assert read_image(tmp_path / "out/images" / image["file_name"]).max() == 50 * number
+
+
+def test_deeplabcut_with_likelihoods_and_a_row_of_the_indexs_name(exported, tmp_path, capsys):
+    folder = exported("deeplabcut")
+    header = "scorer,me,me,me,me,me,me\nbodyparts,a,a,a,b,b,b\ncoords,x,y,likelihood,x,y,likelihood\nimage,,,,,,\n"
+    table = folder / "labeled-data/clip/CollectedData_me.csv"
+    table.write_text(header + "labeled-data/clip/img 0.png,1,2,1.0,3,4,\n")
+    assert run(folder, tmp_path / "out") == 0
+    (person,) = annotations(tmp_path / "out")["annotations"]
+    assert person["keypoints"] == [1, 2, 2, 3, 4, 2]
+    table.unlink()
+    capsys.readouterr()
+    table.with_suffix(".h5").write_bytes(b"HDF")
+    assert "give DeepLabCut's CollectedData_*.csv" in told(capsys, folder, tmp_path / "none")

@@ -23,6 +23,11 @@ _JSON: dict[str, tuple[Callable[[Any], bool], Callable[[Source, dict[pathlib.Pat
     "Label Studio": (labelstudio.is_label_studio, labelstudio.read),
 }
 
+_INSTEAD = {
+    ".h5": "give DeepLabCut's CollectedData_*.csv, which lies beside its .h5",
+    ".mat": "give the list of MPII's people as JSON",
+}
+
 
 def read(source: Source, images: ImageFinder) -> Labels:
     """Reads the labels of a source; detects their format from the content of its files.
@@ -67,7 +72,7 @@ def _sniffed(source: Source, file: pathlib.Path, others: list[str]) -> tuple[str
             return ("Ultralytics", content) if yolo.is_data_yaml(content) else ("", None)
         case ".csv":
             text = read_text(source, file)
-            if dlc.is_dlc(text) and not dlc.is_prediction(text):
+            if dlc.is_dlc(text) and not dlc.is_prediction(file.name, text):
                 return "DeepLabCut", text
             if dlc.is_dlc(text):
                 others.append(
@@ -81,8 +86,8 @@ def _sniffed(source: Source, file: pathlib.Path, others: list[str]) -> tuple[str
                 first = read_text(source, file).strip().partition("\n")[0]
                 if yolo.is_label_line(first):
                     others.append(_said_of_line(source, file, len(first.split())))
-        case ".h5" | ".slp" | ".mat" | ".parquet" | ".pkl":
-            others.append(f"{source.name(file)} is not read")
+        case ".h5" | ".slp" | ".mat" | ".parquet" | ".pkl" as suffix:
+            others.append(f"{source.name(file)} is not read; {_INSTEAD.get(suffix, 'export the labels as COCO JSON')}")
     return "", None
 
 

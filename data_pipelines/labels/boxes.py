@@ -37,7 +37,7 @@ def complete(labels: Labels, source: Source, boxes: str) -> dict[str, int]:
     Args:
       labels: read and located.
       source: collects the notes.
-      boxes: the format of the labels' boxes, a key of `BOX_FORMATS`.
+      boxes: the format of the labels' boxes, a key of `BOX_FORMATS`; "": xywh, checked against the keypoints.
 
     Returns:
       How many boxes and areas were made here.
@@ -49,7 +49,7 @@ def complete(labels: Labels, source: Source, boxes: str) -> dict[str, int]:
     people = [(image, person) for image in labels.images for person in image.people]
     for _, person in people:
         person.box = None if boxes == "points" or not person.box else _as_xywh(person.box, boxes)
-    if boxes == "xywh":
+    if not boxes:
         _check_boxes(people)
     without = [person for _, person in people if not person.box or min(person.box[2:]) <= 0]
     extents = [max(_extent(person)[2:]) for _, person in people if _labelled(person).any()]
@@ -141,7 +141,8 @@ def _check_boxes(people: Sequence[tuple[Image, Person]]) -> None:
             raise InputError(
                 f"{one.where}: its box {[round(v, 1) for v in one.box or ()]} is not x, y, width and height: "
                 f"{len(better)} of "
-                f"{len(with_both)} boxes fit their keypoints as {BOX_FORMATS[form]}; give --boxes {form}"
+                f"{len(with_both)} boxes fit their keypoints as {BOX_FORMATS[form]}; give --boxes {form}, or "
+                "--boxes xywh if they are right"
             )
 
 
@@ -157,7 +158,7 @@ def _fits_better(image: Image, person: Person, form: str) -> bool:
         return other_inside >= 0.9 and inside <= 0.6
     height, width = image.size or (np.inf, np.inf)
     x, y, w, h = person.box
-    leaves = x + w > 1.02 * width + 2 or y + h > 1.02 * height + 2
+    leaves = x + w > 1.1 * width or y + h > 1.1 * height  # estimated boxes leave it by a little
     return other_inside >= 0.9 and (leaves or _much_larger(person.box, other, points))
 
 

@@ -90,7 +90,7 @@ def _categories(labels: Labels, asked: Sequence[str], source: Source) -> list[st
     if missing := [name for name in asked if name not in labels.kinds]:
         raise InputError(f"{source.path}: has no category {missing[0]!r} with keypoints; there are {say or 'none'}")
     if not labels.kinds:
-        raise InputError(f"{source.path}: nobody has keypoints; label or export keypoints")
+        raise InputError(f"{source.path}: nobody has keypoints; {source.notes.why()}")
     among = (
         list(asked) or [n for n, kind in labels.kinds.items() if not kind.aside and counts[n]] or list(labels.kinds)[:1]
     )

@@ -74,6 +74,8 @@ class _File:
         categories = content.get("categories")
         self._categories = [c for c in categories if isinstance(c, dict)] if isinstance(categories, list) else []
         self._by_id = {_key(c.get("id")): c for c in self._categories}
+        skeletons = [c for c in self._categories if c.get("keypoints")]
+        self._shared = skeletons[0] if len({json.dumps(c["keypoints"]) for c in skeletons}) == 1 else {}
         self._rows: dict[str, list[tuple[Image, Mapping[str, Any], str]]] = collections.defaultdict(list)
         for position, record in enumerate(content["annotations"]):
             self._take_annotation(record, f"{self.name}: annotation {_called(record, position)}")
@@ -83,8 +85,10 @@ class _File:
         found = {}
         for key in sorted(self._rows, key=lambda key: [*self._by_id, key].index(key)):
             rows = self._rows[key]
-            category = self._by_id.get(key, {})
+            category = self._by_id.get(key, self._shared)
             name = self._category_name(key)
+            if self._categories and key not in self._by_id:
+                self.notes.add("annotations of categories that are not listed", rows[0][2])
             kind = self._kind(category, rows)
             if kind is None:
                 for _, _, where in rows:
@@ -137,6 +141,8 @@ class _File:
         given = category.get("keypoints")
         if isinstance(given, dict):
             given = list(given.values())
+        if isinstance(given, list):
+            given = [one.get("name") if isinstance(one, dict) else one for one in given]
         names = unique(given) if isinstance(given, list) else ()
         counts = collections.Counter(len(flat) for _, record, _ in rows if (flat := _flat(record.get("keypoints"))))
         if names and len(counts) == 1 and counts.total() > 1 and not {*counts} & {2 * len(names), 3 * len(names)}:

@@ -117,10 +117,10 @@ def _frames(source: Source, file: pathlib.Path, root: ET.Element) -> Iterator[tu
         size = size_of(element.get("width"), element.get("height"))
         split = split_of(element.get("subset", "")) or split_of(*called.split("/")[:-1])
         yield Image((called,), where, size, split, beside=file, id=element.get("id")), list(element)
-    original = next(root.iter("original_size"), None)
-    size = None if original is None else size_of(_text(original, "width"), _text(original, "height"))
-    by_frame: dict[int, list[ET.Element]] = {}
+    tasks = {_text(task, "id"): task for task in root.iter("task")}
+    by_frame: dict[tuple[str, str, int], list[ET.Element]] = {}
     for track in root.iter("track"):
+        video = track.get("task_id", ""), track.get("subset", "")  # both only in a project's file
         for shape in track:
             if not (frame := shape.get("frame", "")).isdecimal() or len(frame) > 9:
                 raise InputError(
@@ -129,11 +129,19 @@ def _frames(source: Source, file: pathlib.Path, root: ET.Element) -> Iterator[tu
             if shape.get("outside") != "1":
                 shape.set("label", shape.get("label", track.get("label", "")))
                 shape.set("group_id", shape.get("group_id", track.get("group_id", "")))
-                by_frame.setdefault(int(frame), []).append(shape)
-    video = _text(root.find("meta"), "source") or "video"
-    for number, shapes in sorted(by_frame.items()):
-        names = tuple(f"frame_{number:06d}{suffix}" for suffix in (".PNG", ".png", ".jpg"))
-        yield Image(names, f"{name}: frame {number} of {brief(video)}", size, split_of(file.name), beside=file), shapes
+                by_frame.setdefault((*video, int(frame)), []).append(shape)
+    several = len({task for task, _, _ in by_frame}) > 1
+    for (task, subset, number), shapes in sorted(by_frame.items()):
+        meta = tasks.get(task, root)
+        original = next(meta.iter("original_size"), None)
+        size = None if original is None else size_of(_text(original, "width"), _text(original, "height"))
+        video_name = next((e.text for e in meta.iter("source") if e.text), "video")
+        title = _text(meta, "name") or task
+        folders = (f"{subset}/{title}/", f"{subset}/", f"{title}/") if several else ("",)
+        suffixes = (".PNG", ".png", ".jpg")
+        names = tuple(f"{folder}frame_{number:06d}{suffix}" for folder in folders for suffix in suffixes)
+        split = split_of(file.name) or split_of(subset)
+        yield Image(names, f"{name}: frame {number} of {brief(video_name)}", size, split, beside=file), shapes
 
 
 def _shape(element: ET.Element, image: Image) -> _Shape:
@@ -223,6 +231,8 @@ def _from_points(source: Source, frames: Sequence[tuple[Image, list[ET.Element]]
                     source.notes.add(f"points {label!r} with another number of points than the first left out", where)
                     continue
                 image.people.append(Person(label, np.array([[*place, shown] for place in places], float), None, where))
+            elif element.tag == "polygon" and (places := _places(element.get("points"))):
+                one.outlines.append(Rectangle(label, outline(*zip(*places, strict=True)), group))
             else:
                 source.notes.add(f"shapes of type {brief(element.tag)} left out", where)
         drawn.append(one)

@@ -29,9 +29,9 @@ def is_dlc(text: str) -> bool:
     return starts[:1] == ["scorer"] and "bodyparts" in starts and "coords" in starts
 
 
-def is_prediction(text: str) -> bool:
-    """Whether a table of DeepLabCut's holds predictions."""
-    return any("likelihood" in line for line in text.splitlines()[:4])
+def is_prediction(name: str, text: str) -> bool:
+    """Whether a table of DeepLabCut's, in a file of this name, holds predictions."""
+    return any("likelihood" in line for line in text.splitlines()[:4]) and not name.startswith("CollectedData")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +98,8 @@ def _rows(source: Source, name: str, text: str) -> Iterator[Any]:
         where = f"{name}, row {number_}"
         path = "/".join(cell.strip().replace("\\", "/").strip("/") for cell in row[:start] if cell.strip())
         if not path.lower().endswith(IMAGE_SUFFIXES):
+            if number_ == len(header) + 1 and not any(map(str.strip, row[start:])):
+                continue  # pandas' row of the index's name
             raise InputError(f"{where}: {brief(path)} is not the name of an image; label extracted frames, not videos")
         found: dict[str, dict[str, tuple[float, float]]] = {}
         for column in columns:
@@ -116,7 +118,7 @@ def _columns(name: str, header: dict[str, list[str]]) -> tuple[list[_Column], in
     start = next((i for i, cell in enumerate(coords) if cell == "x"), 0)
     parts, individuals = header["bodyparts"], header.get("individuals", [])
     columns = []
-    for i in range(start, len(coords) - 1, 2):
+    for i in [i for i, coord in enumerate(coords) if i >= start and coord not in ("", "likelihood")][::2]:
         part = parts[i].strip() if i < len(parts) else ""
         if coords[i : i + 2] != ["x", "y"] or not part or i + 1 >= len(parts) or parts[i + 1].strip() != part:
             raise InputError(

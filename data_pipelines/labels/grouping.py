@@ -35,11 +35,12 @@ class Point:
 
 @dataclasses.dataclass
 class Drawn:
-    """An image and the shapes that were drawn on it."""
+    """An image and the shapes that were drawn on it; outlines stand for rectangles where nobody has one."""
 
     image: Image
     rectangles: list[Rectangle]
     points: list[Point]
+    outlines: list[Rectangle] = dataclasses.field(default_factory=list)
 
 
 # The kind of people without a rectangle, if others have one.
@@ -72,6 +73,11 @@ def assemble(drawn: Sequence[Drawn], notes: Notes, order: Mapping[str, Sequence[
       notes: collects what is left out.
       order: keypoint names by label, in order, if the tool gives them.
     """
+    if not any(one.rectangles for one in drawn):
+        for one in drawn:
+            one.rectangles = [outline for outline in one.outlines if any(_inside(p, outline.box) for p in one.points)]
+            for _ in one.rectangles:
+                notes.add("outlines around keypoints taken as boxes, as there are no rectangles", one.image.where)
     tied = {
         p.label for one in drawn for p in one.points if p.tie is not None and p.tie in {r.tie for r in one.rectangles}
     }

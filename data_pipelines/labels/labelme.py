@@ -57,12 +57,14 @@ def _take_shape(source: Source, one: Drawn, shape: Any, where: str) -> None:
     group = shape.get("group_id")
     tie = group if isinstance(group, int | str) else None
     xs, ys = zip(*points, strict=True)  # type: ignore[arg-type]
-    if kind == "rectangle" and len(points) in (2, 4):
+    if kind in ("rectangle", "rotation", "oriented_rectangle") and len(points) in (2, 4):
         one.rectangles.append(Rectangle(label, outline(xs, ys), tie))
     elif kind == "point" and len(points) == 1:
         one.points.append(Point(label, xs[0], ys[0], _visibility(shape), tie))
-    elif tie is not None and len(points) > 2:  # an outline in the person's group
+    elif tie is not None and len(points) > 2 and kind != "linestrip":  # an outline in the person's group
         one.rectangles.append(Rectangle(label, outline(xs, ys), tie))
+    elif kind == "polygon" and len(points) > 2:
+        one.outlines.append(Rectangle(label, outline(xs, ys), tie))
     else:
         source.notes.add(f"shapes of type {brief(str(kind))} left out; keypoints are points, people rectangles", where)
 

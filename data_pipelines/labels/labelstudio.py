@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.errors import InputError, brief
@@ -16,24 +16,30 @@ from data_pipelines.labels.grouping import Drawn, Point, Rectangle, assemble
 from data_pipelines.labels.types import OCCLUDED, VISIBLE, Image, Labels, numbers, outline, size_of
 
 _HIDDEN = {"occluded", "hidden", "invisible", "not visible", "not_visible"}
-_LABEL_KEYS = ("keypointlabels", "rectanglelabels", "labels", "brushlabels")
+_SHAPES = ("keypoint", "rectangle", "polygon", "ellipse", "brush", "vector", "bitmask")  # types of regions
+_LABEL_KEYS = ("keypointlabels", "rectanglelabels", "polygonlabels", "labels", "brushlabels")
 
 
 def is_label_studio(content: Any) -> bool:
-    """Whether parsed JSON is a list of tasks, or of JSON-MIN's records."""
-    first = content[0] if isinstance(content, list) and content else None
-    if not isinstance(first, dict):
-        return False
-    return _is_task(first) or any(_regions_of(value) for value in first.values())
+    """Whether parsed JSON is a list of tasks, or of JSON-MIN's records; or one task or annotation, as in clouds."""
+    records = content if isinstance(content, list) else [content]
+    return all(isinstance(record, dict) for record in records) and any(
+        _is_task(_as_task(record)) or any(map(_regions_of, record.values())) for record in records
+    )
+
+
+def _as_task(record: dict[str, Any]) -> dict[str, Any]:
+    """The task of a record; Label Studio stores annotations in clouds as files, with the task within."""
+    task = record.get("task")
+    return {**task, "annotations": [record]} if isinstance(task, dict) and "result" in record else record
 
 
 def read(source: Source, contents: Mapping[pathlib.Path, Any]) -> Labels:
     """Reads exports of Label Studio. Raises InputError."""
     drawn = []
     for file, content in contents.items():
-        for position, task in enumerate(content):
-            if not isinstance(task, dict):
-                raise InputError(f"{source.name(file)}: entry {position} is no task, but {type(task).__name__}")
+        for position, record in enumerate(content if isinstance(content, list) else [content]):
+            task = _as_task(record)
             where = f"{source.name(file)}: task {brief(str(task.get('id', f'at position {position}')))}"
             drawn.append(_drawn(source, file, task, where))
     kinds = assemble(drawn, source.notes, {})
@@ -42,7 +48,7 @@ def read(source: Source, contents: Mapping[pathlib.Path, Any]) -> Labels:
 
 def _is_task(task: Mapping[str, Any]) -> bool:
     return isinstance(task.get("data"), dict) and any(
-        isinstance(task.get(k), list) for k in ("annotations", "completions")
+        isinstance(task.get(k), list) for k in ("annotations", "completions", "predictions")
     )
 
 
@@ -61,13 +67,27 @@ def _drawn(source: Source, file: pathlib.Path, task: Mapping[str, Any], where: s
     hidden = {r.get("id") for r in results if _chosen(r) & _HIDDEN if isinstance(r.get("id"), str)}
     sizes = set()
     for result in results:
-        value = result.get("value")
-        if not isinstance(value, dict) or not (labels := _labels(value, results, result)):
+        value, kind = result.get("value"), str(result.get("type", "")).lower()
+        if not kind.startswith(_SHAPES) or not isinstance(value, dict):
+            continue
+        if not (labels := _labels(value, results, result)):
             continue
         if result.get("image_rotation") not in (None, 0):
             source.notes.add("regions of images that were turned in the tool left out", where)
             continue
         size = size_of(result.get("original_width"), result.get("original_height"))
+        name = result.get("id") if isinstance(result.get("id"), str) else None
+        if kind.startswith("polygon"):
+            given = value.get("points")
+            corners = [numbers(corner, 2) for corner in given] if isinstance(given, list) else []
+            if size and corners and None not in corners:
+                xs, ys = zip(*corners, strict=True)  # type: ignore[arg-type]
+                around = outline([x / 100 * size[1] for x in xs], [y / 100 * size[0] for y in ys])
+                one.outlines.append(Rectangle(labels[0], around, name))
+            continue
+        if not kind.startswith(("keypoint", "rectangle")):
+            source.notes.add(f"regions of type {brief(kind)} left out", where)
+            continue
         place = numbers([value.get("x"), value.get("y")])
         if size is None or place is None:
             raise InputError(
@@ -76,16 +96,11 @@ def _drawn(source: Source, file: pathlib.Path, task: Mapping[str, Any], where: s
             )
         sizes.add(size)
         x, y = place[0] / 100 * size[1], place[1] / 100 * size[0]
-        name = result.get("id") if isinstance(result.get("id"), str) else None
-        kind = str(result.get("type", "")).lower()
-        if "keypointlabels" in value or kind.startswith("keypoint"):
+        if kind.startswith("keypoint"):
             shown = OCCLUDED if name in hidden else VISIBLE
             one.points.append(Point(labels[0], x, y, shown, ties.get(name) if name else None))
-        elif "rectanglelabels" in value or kind.startswith("rectangle"):
-            if box := _box(value, size, x, y):
-                one.rectangles.append(Rectangle(labels[0], box, name))
-        else:
-            source.notes.add(f"regions of type {brief(kind or 'unknown')} left out", where)
+        elif box := _box(value, size, x, y):
+            one.rectangles.append(Rectangle(labels[0], box, name))
     if len(sizes) > 1:
         raise InputError(f"{where}: its regions state two sizes of the image; export it again")
     image.size = next(iter(sizes), None)
@@ -98,19 +113,25 @@ def _results(source: Source, task: Mapping[str, Any], where: str) -> Iterator[di
         for key, value in task.items():
             for number, region in enumerate(_regions_of(value)):
                 kind = next(k for k in _LABEL_KEYS if k in region)
+                if kind == "labels":
+                    kind = "rectangle" if "height" in region else "keypoint"
                 yield {**region, "value": region, "type": kind, "id": f"{key}-{number}"}
         return
-    given = next(task[k] for k in ("annotations", "completions") if isinstance(task.get(k), list))
+    given: list[Any] = next((task[k] for k in ("annotations", "completions") if isinstance(task.get(k), list)), [])
     annotations = [
         a for a in given if isinstance(a, dict) and isinstance(a.get("result"), list) and not a.get("was_cancelled")
     ]
     if not annotations:
-        source.notes.add("tasks without an annotation, taken as images without people", where)
+        only = " but predictions (submit them in Label Studio)" if task.get("predictions") else ""
+        source.notes.add(f"tasks without an annotation{only}, taken as images without people", where)
         return
     if len(annotations) > 1:
-        source.notes.add("tasks with several annotations, of which one is taken (the truth, or else the last)", where)
+        source.notes.add(
+            "tasks with several annotations, of which one is taken (the truth, or else the last with regions)", where
+        )
     truth = [a for a in annotations if a.get("ground_truth") is True]
-    yield from (result for result in (truth or annotations)[-1]["result"] if isinstance(result, dict))
+    full = [a for a in annotations if a["result"]]
+    yield from (result for result in (truth or full or annotations)[-1]["result"] if isinstance(result, dict))
 
 
 def _names(task: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -130,19 +151,38 @@ def _names(task: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _ties(results: list[dict[str, Any]]) -> dict[str, str]:
-    """The id of each keypoint's rectangle, by relation or as its parent, if it has one."""
-    rectangles = {r.get("id") for r in results if str(r.get("type", "")).lower().startswith("rectangle")}
-    ties = {}
+    """What each keypoint is tied to by relation or as its parent: a rectangle or outline, or one of its keypoints."""
+    kinds = {r.get("id"): str(r.get("type", "")).lower() for r in results if isinstance(r.get("id"), str)}
+    boxes = {name for name, kind in kinds.items() if kind.startswith(("rectangle", "polygon"))}
+    ties: dict[str, str] = {}
+    between: list[tuple[str, str]] = []
     for result in results:
         if result.get("type") == "relation":
             a, b = result.get("from_id"), result.get("to_id")
             if isinstance(a, str) and isinstance(b, str):
-                ties[a if b in rectangles else b] = b if b in rectangles else a
+                if a in boxes or b in boxes:
+                    ties[a if b in boxes else b] = b if b in boxes else a
+                else:
+                    between.append((a, b))
         elif isinstance(parent := result.get("parentID", result.get("parent_id")), str) and isinstance(
             result.get("id"), str
         ):
             ties[result["id"]] = parent
+    for group in _connected(between):  # keypoints that are tied to each other
+        tie = next((ties[name] for name in group if name in ties), group[0])
+        ties.update({name: tie for name in group if name not in ties})
     return ties
+
+
+def _connected(lines: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """The groups that lines between names join."""
+    groups: dict[str, list[str]] = {}
+    for a, b in lines:
+        one, other = groups.setdefault(a, [a]), groups.setdefault(b, [b])
+        if one is not other:
+            one += other
+            groups.update({name: one for name in other})
+    return list({id(group): group for group in groups.values()}.values())
 
 
 def _labels(value: Mapping[str, Any], results: list[dict[str, Any]], result: Mapping[str, Any]) -> list[str]:

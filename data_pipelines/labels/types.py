@@ -27,6 +27,10 @@ class Notes:
         count, first = self._found.get(reason, (0, where))
         self._found[reason] = count + 1, first
 
+    def why(self) -> str:
+        """Why nobody has keypoints: the first reason, or what to do where there is none."""
+        return next(iter(self.lines()), "label keypoints, or export them too")
+
     def lines(self) -> list[str]:
         """One line per reason."""
         return [

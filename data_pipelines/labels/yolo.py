@@ -40,9 +40,13 @@ class _Shape:
 
     count: int
     dims: int
-    kind: Kind
+    kinds: Mapping[str, Kind]
     classes: Mapping[int, str]
     split_at: int = 5  # numbers before the keypoints
+
+    def kind(self, name: str) -> Kind:
+        """The keypoints of a class; those of the first one for classes that are not listed."""
+        return self.kinds.get(name, next(iter(self.kinds.values())))
 
     @property
     def numbers(self) -> int:
@@ -56,7 +60,7 @@ def read(source: Source, file: pathlib.Path, content: Mapping[str, Any], images:
     taken: set[pathlib.Path] = set()
     lines = _Lines(source, shape)
     for split, pictures, labels in _splits(source, file, content, images):
-        for picture, text in _matched(source, pictures, labels):
+        for picture, text in _matched(source, pictures, labels, lines.unused):
             if text is not None and text in taken:
                 continue
             taken.update([text] if text else [])
@@ -64,8 +68,11 @@ def read(source: Source, file: pathlib.Path, content: Mapping[str, Any], images:
     lines.judge()
     if not found:
         raise InputError(f"{source.name(file)}: no images were found for it; give their folder: --images FOLDER")
-    kinds = {name: shape.kind for name in {*shape.classes.values(), *(p.kind for image in found for p in image.people)}}
-    return Labels("Ultralytics", kinds, found)
+    for text in lines.unused:
+        if text not in taken:
+            source.notes.add("label files without an image left out", str(text))
+    names = dict.fromkeys([*shape.classes.values(), *(p.kind for image in found for p in image.people)])
+    return Labels("Ultralytics", {name: shape.kind(name) for name in names}, found)
 
 
 def _shape(name: str, content: Mapping[str, Any]) -> _Shape:
@@ -82,7 +89,8 @@ def _shape(name: str, content: Mapping[str, Any]) -> _Shape:
             f"{name}: kpt_shape is {brief(repr(given))}, not [number of keypoints, 2 or 3 numbers for each]"
         )
     count, dims = map(int, shape)
-    classes = content.get("names")
+    total = content.get("nc")
+    classes = content.get("names", [f"class_{i}" for i in range(min(total, 10_000) if isinstance(total, int) else 0)])
     if isinstance(classes, dict):
         table = {int(key): value for key, value in classes.items() if number(key) is not None}
     else:
@@ -92,18 +100,33 @@ def _shape(name: str, content: Mapping[str, Any]) -> _Shape:
             f"{name}: 'names' must list the classes, e.g. names: {{0: person}}; indent them below 'names:'"
         )
     table = dict(zip(table, unique(table.values()), strict=True))
-    return _Shape(count, dims, _kind(name, content, count), table)
+    return _Shape(count, dims, _kinds(name, content, count, table), table)
 
 
-def _kind(name: str, content: Mapping[str, Any], count: int) -> Kind:
-    given = content.get("kpt_names", content.get("keypoint_names"))
-    if isinstance(given, dict):  # by class
-        given = next(iter(given.values()), None)
+def _kinds(name: str, content: Mapping[str, Any], count: int, classes: Mapping[int, str]) -> dict[str, Kind]:
+    """By class, its keypoints; a class may have fewer than the others, and zeros for the rest."""
+    given, flip = content.get("kpt_names", content.get("keypoint_names")), content.get("flip_idx")
+    if isinstance(given, list) and given and all(isinstance(names, list) for names in given):
+        given = dict(zip(classes, given, strict=False))
+    if not isinstance(given, dict) or not given:
+        return {called: _kind(name, flip, count, given) for called in classes.values()}
+    first = next(iter(given.values()))
+    lists = {called: given.get(key, given.get(str(key), given.get(called, first))) for key, called in classes.items()}
+    longest = max(len(names) if isinstance(names, list) else 0 for names in lists.values())
+    if longest != count:
+        raise InputError(f"{name}: lists {longest} keypoint names, and kpt_shape says {count}; correct one of them")
+    kinds = {}
+    for called, names in lists.items():
+        own = len(names) if isinstance(names, list) and names else count
+        kinds[called] = _kind(name, flip[:own] if isinstance(flip, list) and own < count else flip, own, names)
+    return kinds
+
+
+def _kind(name: str, flip: Any, count: int, given: Any) -> Kind:
     names = unique(given) if isinstance(given, list) and len(given) == count else numbered(count)
     named = isinstance(given, list) and len(given) == count
     if isinstance(given, list) and not named:
         raise InputError(f"{name}: lists {len(given)} keypoint names, and kpt_shape says {count}; correct one of them")
-    flip = content.get("flip_idx")
     if flip is None:
         return Kind(names, named=named)
     swapped = numbers(flip)
@@ -230,9 +253,9 @@ def _label_folder(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _matched(
-    source: Source, pictures: list[pathlib.Path], labels: list[pathlib.Path]
+    source: Source, pictures: list[pathlib.Path], labels: list[pathlib.Path], unused: list[pathlib.Path]
 ) -> Iterator[tuple[pathlib.Path, pathlib.Path | None]]:
-    """Images with their label files, matched by name and then by folder."""
+    """Images with their label files, matched by name and then by folder; adds what is left over to `unused`."""
     by_stem: dict[str, list[pathlib.Path]] = {}
     for text in labels:
         by_stem.setdefault(text.stem, []).append(text)
@@ -245,9 +268,7 @@ def _matched(
         else:
             used.add(best)
         yield picture, best
-    for text in labels:
-        if text not in used:
-            source.notes.add("label files without an image left out", str(text))
+    unused += [text for text in labels if text not in used]
 
 
 def _common(picture: pathlib.Path, text: pathlib.Path) -> int:
@@ -263,6 +284,7 @@ class _Lines:
         self._source, self.shape = source, shape
         self._fitting = self._boxes = 0
         self._others: list[tuple[str, int]] = []
+        self.unused: list[pathlib.Path] = []
 
     def people(self, text: pathlib.Path, size: tuple[int, int]) -> Iterator[Person]:
         """The people of a label file."""
@@ -307,6 +329,7 @@ class _Lines:
             value = visibility(shown[0] if shown else None, x, y, self._source.notes, where)
             points[i] = x * size[1], y * size[0], value
         name = self.shape.classes.get(int(label), f"class {int(label)}")
+        points = points[: len(self.shape.kind(name).names)]
         return Person(name, points, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), where)
 
     def judge(self) -> None:
