@@ -810,7 +810,7 @@ def test_points_of_several_people_without_boxes_are_told(exported, tmp_path, cap
     for file in folder.glob("*.json"):
         changed(file, lambda content: content.update(shapes=content["shapes"][1:] * 2))
         edited(file, ('"group_id": 0', '"group_id": null')) if "0" in file.name else None
-    assert "draw a box around each or group their points" in told(capsys, folder, tmp_path / "out")
+    assert "group its points" in told(capsys, folder, tmp_path / "out")
 
 
 def test_the_tracks_of_a_cvat_project_are_apart(tmp_path):
