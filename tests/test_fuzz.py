@@ -18,7 +18,8 @@ from hrnet_jax.weights import checkpoint
 
 CASES = {
     **{fuzz.image: 15, fuzz.boxes: 15, fuzz.box_file: 15, fuzz.shots: 5, fuzz.annotation_file: 20, fuzz.results: 15},
-    **{fuzz.overrides: 12, fuzz.config_file: 3, fuzz.weights: 2, fuzz.workdir: 3},
+    # The names of a checkpoint's files differ by run, and so does which is damaged; some damage is harmless.
+    **{fuzz.overrides: 12, fuzz.config_file: 3, fuzz.weights: 2, fuzz.workdir: 10},
 }
 
 
