@@ -8,34 +8,21 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.keypoints import AIC
-
-# From a shoulder to the opposite hip.
-_DIAGONALS = [
-    (AIC.index(f"{side}_shoulder"), AIC.index(f"{other}_hip")) for side, other in (("left", "right"), ("right", "left"))
-]
+from eval.distances import TOTAL, measure_distances
 
 
-def pck(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], threshold: float = 0.2) -> float:
-    """The share of labelled keypoints that lie within `threshold` of the torso's length from where they should.
-
-    The torso is the mean of its labelled diagonals, from a shoulder to the opposite hip; people without one are left
-    out. There is one person an image; one without a result counts as wrong.
-    """
+def pck(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> float:
+    """PCK@0.2 of the torso over all keypoints (`eval.distances`); there is at most one person per image."""
+    people = truth["annotations"]
     found = {result["image_id"]: np.reshape(result["keypoints"], (-1, 3))[:, :2] for result in results}
-    right = labelled = 0
-    for person in truth["annotations"]:
-        points = np.reshape(person["keypoints"], (-1, 3))
-        diagonals = [
-            np.linalg.norm(points[a, :2] - points[b, :2]) for a, b in _DIAGONALS if min(points[a, 2], points[b, 2]) > 0
-        ]
-        if not diagonals:
-            continue
-        known = points[:, 2] > 0
-        labelled += known.sum()
-        if person["image_id"] in found:
-            distances = np.linalg.norm(found[person["image_id"]] - points[:, :2], axis=1)
-            right += (distances[known] <= threshold * np.mean(diagonals)).sum()
-    return float(right / labelled)
+    missing = np.full((len(AIC), 2), np.nan)
+    section = measure_distances(
+        AIC,
+        np.array([np.reshape(person["keypoints"], (-1, 3)) for person in people], float),
+        np.array([person["bbox"] for person in people], float),
+        np.array([found.get(person["image_id"], missing) for person in people], float),
+    )
+    return float(section["keypoints"][TOTAL]["PCK@0.2"])
 
 
 def compare_samples(

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.model import sizes, words
-from benchmarks.sides import Side, serve
+from benchmarks.sides import Side, measure_in_turns, serve
 from benchmarks.steps import experiment
 
 MODES = ("ours", "ours folded", "torch eager", "torch eager folded", "torch compile", "torch compile folded")
@@ -131,10 +131,7 @@ def main() -> None:
             task = {**shared, "mode": mode, "side": mode.split()[0]}
             sides.append(Side(task, log, 3600, "benchmarks.cpu_inference"))
             sides[-1].ask("start")
-        for _ in range(arguments.repeats):
-            for side in sides:
-                if "failed" not in side.answer and (answer := side.ask("measure")):
-                    side.times.append(answer["images_per_second"])
+        measure_in_turns(sides, arguments.repeats)
         for side in sides:
             side.close()
     rows = [summarise(side.row()) for side in sides]

@@ -243,6 +243,14 @@ def run(make: Callable[[Rng, Workshop], Any], number: int, shop: Workshop) -> Ca
     return Case(make.__name__, number, outcome, message, seconds, growth)
 
 
+def report(cases: list[Case]) -> None:
+    """Prints the counts, and on standard error the cases that failed."""
+    for case in cases:
+        if case.failed:
+            print(f"--- {case.kind} {case.number}: {case.outcome}\n{case.message}", file=sys.stderr)
+    print(table(cases))
+
+
 def table(cases: list[Case]) -> str:
     """Counts by kind, as Markdown."""
     by_kind = collections.defaultdict(list)
@@ -277,10 +285,7 @@ def main() -> None:
             if arguments.kind in (None, make.__name__):
                 numbers = range(arguments.first, arguments.first + (arguments.count or count))
                 cases += [run(make, number, shop) for number in numbers]
-    for case in cases:
-        if case.failed:
-            print(f"--- {case.kind} {case.number}: {case.outcome}\n{case.message}", file=sys.stderr)
-    print(table(cases))
+    report(cases)
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps([dataclasses.asdict(case) for case in cases], indent=1))
     sys.exit(any(case.failed for case in cases))

@@ -34,49 +34,13 @@ NAMES = ("nose", "left_ear", "right_ear")
 POINTS = ((30.0, 10.0, 2), (20.0, 20.0, 2), (40.0, 20.0, 1))
 BOX = (16.0, 6.0, 28.0, 18.0)  # xywh
 
+# fmt: off
 _TOKENS = (
-    *(
-        "",
-        "0",
-        "-1",
-        "1e999",
-        "nan",
-        "NaN",
-        "inf",
-        "1e308",
-        "9" * 400,
-        "x",
-        "é",
-        "左",
-        "\0",
-        ":",
-        "[",
-        "{",
-        "- - -",
-        "&a",
-        "*a",
-        "!!python",
-    ),
-    *(
-        ",",
-        ";",
-        '"',
-        "'",
-        "\t",
-        "../../x",
-        "/etc/passwd",
-        "C:\\x",
-        "%s",
-        "true",
-        "null",
-        "~",
-        "2147483648",
-        "0x10",
-        "1_000",
-        "<",
-        "&amp;",
-    ),
+    "", "0", "-1", "1e999", "nan", "NaN", "inf", "1e308", "9" * 400, "x", "é", "左", "\0", ":", "[", "{", "- - -",
+    "&a", "*a", "!!python", ",", ";", '"', "'", "\t", "../../x", "/etc/passwd", "C:\\x", "%s", "true", "null", "~",
+    "2147483648", "0x10", "1_000", "<", "&amp;",
 )
+# fmt: on
 
 
 class Exports:
@@ -289,10 +253,7 @@ def main() -> None:
         names = [name for name in FORMATS if arguments.kind in (None, name)]
         numbers = range(arguments.first, arguments.first + arguments.count)
         cases = [fuzz.run(kind(name), number, exports) for name in names for number in numbers]
-    for case in cases:
-        if case.failed:
-            print(f"--- {case.kind} {case.number}: {case.outcome}\n{case.message}", file=sys.stderr)
-    print(fuzz.table(cases))
+    fuzz.report(cases)
     sys.exit(any(case.failed for case in cases))
 
 

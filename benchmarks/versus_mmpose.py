@@ -44,7 +44,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.agreement import compare_samples, pck
 from benchmarks.model import sizes
-from benchmarks.sides import Run, Side, serve
+from benchmarks.sides import Run, Side, measure_in_turns, serve
 from configs import aic
 from data_pipelines.keypoints import AIC
 from data_pipelines.pipeline import TrainData, iterate, stack
@@ -348,10 +348,7 @@ class Bench:
         task = {**self.prepared(0, 1, 100 * a.batch_size), "steps": a.speed}
         for job in ("loader", "step", "both"):
             sides = [self.start(side, job, task) for side in (HERE, THERE)]
-            for _ in range(a.repeats):
-                for side in sides:
-                    if answer := side.ask("measure"):
-                        side.times.append(answer["images_per_second"])
+            measure_in_turns(sides, a.repeats)
             for side in sides:
                 side.close()
                 cpu = side.answer["cpu_seconds"]

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.model import numbers, sizes, words
-from benchmarks.sides import Side
+from benchmarks.sides import Side, measure_in_turns
 
 # The recipe's training: people of COCO train2017 and AIC with keypoints.
 EPOCHS, PEOPLE = 210, 528_165
@@ -53,10 +53,7 @@ def compare(job: str, arguments: argparse.Namespace, shared: dict[str, Any], end
             ours = started({**task, "side": "ours"})
             for mode in arguments.modes:
                 torch = started({**task, "side": "torch", "mode": mode})
-                for _ in range(arguments.repeats):
-                    for side in (ours, torch):
-                        if "failed" not in side.answer and (answer := side.ask("measure")):
-                            side.times.append(answer["images_per_second"])
+                measure_in_turns((ours, torch), arguments.repeats)
                 torch.close()
                 rows.append(torch.row())
             ours.close()

@@ -17,23 +17,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """The quickstart's config. It has no variants, because it sets most of their keys itself."""
     if arg:
         raise ValueError(f"unknown variant {arg}; the quickstart has none, configs/coco_aic_merge.py has")
-    c = common.recipe("udp", keypoints="coco", train=common.train_sources("coco", "aic"), evaluate=common.COCO_VAL)
+    c = common.recipe(
+        "udp,small", keypoints="coco", train=common.train_sources("coco", "aic"), evaluate=common.COCO_VAL
+    )
     c.data.root = "runs/synthetic"
-    c.model.variant = "small"
     c.model.group_size = 0
     c.codec.input_size = (96, 96)
     c.codec.sigma = 1.5
     c.batch_size = 16
     c.epochs = 12
-    c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup_steps = 100
     c.optimizer.milestones = (9, 11)
     # Weaker augmentation than the recipe's, because training takes minutes, not days.
     c.data.augment.half_body = 0.0
     c.data.augment.rotation = 20.0
     c.data.augment.scale = 0.2
-    c.data.loader.threads = 2
     c.eval.every_epochs = 6
-    c.eval.batch_size = 64
     c.log_every = 200
     return c

@@ -56,7 +56,9 @@ def train(record: Record) -> list[str]:
     ]
     numbers = [
         [
-            *(str(row["seed"]), SIDES[row["trained"]], SIDES[evaluator]),
+            str(row["seed"]),
+            SIDES[row["trained"]],
+            SIDES[evaluator],
             *(f"{found[name]:.4f}" for name in ("PCK", "AP", "AP50")),
         ]
         for row in record["rows"]

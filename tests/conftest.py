@@ -125,3 +125,16 @@ def trained(shared, tmp_path_factory):
     from hrnet_jax.train import train
 
     return made_once(tmp_path_factory, "trained", lambda workdir: train(local_config(shared), workdir))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shared, tmp_path_factory):
+    """A finished run of four epochs of six steps, for those that are interrupted to be compared with; only read it."""
+    from hrnet_jax.train import train
+
+    def make(workdir):
+        config = local_config(shared)
+        config.epochs = 4
+        train(config, workdir)
+
+    return made_once(tmp_path_factory, "undisturbed", make)

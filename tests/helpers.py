@@ -98,7 +98,7 @@ def mistake(module, *arguments):
         mock.patch.object(sys, "argv", [module, *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(error),
-        _logging_as_before(),
+        logging_as_before(),
     ):
         try:
             status = main()
@@ -111,7 +111,7 @@ def mistake(module, *arguments):
 
 
 @contextlib.contextmanager
-def _logging_as_before():
+def logging_as_before():
     """Commands set up the loggers of their process."""
     handlers = list(logging.root.handlers)
     levels = {

@@ -250,7 +250,7 @@ def test_missed_people_and_images_without_predictions_count():
     assert metrics["ARM"] == -1
 
 
-def test_nothing_found_is_zero(tmp_path):
+def test_nothing_found_is_zero():
     document, _ = one_person()
     for mode in nms.NMS_MODES:
         metrics = coco.evaluate(document, [], keypoint_set="coco", nms=mode)

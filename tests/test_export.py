@@ -183,7 +183,7 @@ def test_hashes_cover_every_file_and_none_names_this_machine(folder):
         assert str(REPOSITORY).encode() not in content, name
 
 
-def test_an_exported_folder_is_a_converted_folder(folder, workdir, people):
+def test_an_exported_folder_is_a_converted_folder(folder, workdir):
     trained, stored = checkpoint.load(workdir), load_folder(folder)
     for ours, theirs in ((stored.params, trained.params), (stored.stats, trained.stats)):
         assert ours.keys() == theirs.keys()

@@ -6,7 +6,6 @@ import errno
 import io
 import itertools
 import json
-import logging
 import os
 import resource
 import shutil
@@ -32,7 +31,7 @@ from hrnet_jax.mesh import create_mesh
 from hrnet_jax.models import abstract_model, initial_arrays, state_dict
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import save_folder
-from tests.helpers import REPOSITORY
+from tests.helpers import REPOSITORY, logging_as_before
 
 ANNOTATIONS = "coco/annotations/person_keypoints_val2017.json"
 IMAGES = "coco/val2017"
@@ -352,8 +351,5 @@ def test_what_can_be_written_is_left_as_it_is(tmp_path):
 @pytest.fixture(autouse=True)
 def _logging_stays():
     """Commands set up logging for their process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    with logging_as_before():
+        yield

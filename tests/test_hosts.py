@@ -89,7 +89,7 @@ def test_eight_devices_train_like_two(shared, one_process, tmp_path):
         assert loss == pytest.approx(theirs[step], rel=1e-4), step
 
 
-def test_two_processes_evaluate_like_one(shared, one_process, tmp_path):
+def test_two_processes_evaluate_like_one(one_process, tmp_path):
     """The same people in the same order; where they are differs by rounding, at most."""
     run_hosts("tests.micro", "hrnet_jax.evaluate", "--checkpoint", f"{one_process}@latest", "--output", tmp_path)
     places = (tmp_path, one_process)

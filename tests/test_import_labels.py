@@ -617,7 +617,7 @@ def test_what_else_lies_in_a_project_is_left_out(exported, tmp_path):
     assert len(annotations(tmp_path / "out")["images"]) == 3
 
 
-def test_roboflows_folders_are_splits(exported, tmp_path):
+def test_roboflows_folders_are_splits(tmp_path):
     folder = tmp_path / "roboflow"
     for split in ("train", "valid", "test"):
         fuzz_labels.FORMATS["coco"](folder / split)

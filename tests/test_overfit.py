@@ -96,7 +96,7 @@ def test_bgr_for_rgb_lowers_the_ap(trained, evaluator):
     assert evaluator(params, trained.stats)[0]["AP"] < 0.9
 
 
-def test_a_flip_moved_by_one_cell_lowers_the_ap(trained, evaluator, monkeypatch):
+def test_a_flip_moved_by_one_cell_lowers_the_ap(trained, evaluator):
     class Shifted(Udp):
         shift = True  # UDP's maps fit without
 

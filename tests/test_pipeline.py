@@ -235,7 +235,7 @@ def test_images_that_are_none_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 3])
-def test_evaluation_gives_every_box_once(shared, config, hosts):
+def test_evaluation_gives_every_box_once(config, hosts):
     folder = "coco_val4"
     evaluated = {
         "annotations": f"{folder}/annotations/person_keypoints_val2017.json",

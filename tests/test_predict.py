@@ -91,7 +91,7 @@ def write(path, content):
 
 
 @pytest.mark.parametrize("boxes", ["", "detected"])
-def test_people_are_where_evaluation_finds_them(folder, predictor, people, boxes):
+def test_people_are_where_evaluation_finds_them(folder, predictor, boxes):
     trained = checkpoint.load(folder)
     if not boxes:
         trained.config.data.eval.boxes = ""
@@ -698,7 +698,7 @@ def test_frame_rates_of_any_kind_are_drawn(predictor, tmp_path, rate):
     assert drawn == pytest.approx(max(rate, 0.002), rel=1e-4)
 
 
-def test_a_variable_frame_rate_is_drawn_at_its_mean(predictor, tmp_path, caplog):
+def test_a_variable_frame_rate_is_drawn_at_its_mean(predictor, tmp_path):
     """Frames of a phone or a browser, whose times vary: the rate and number that OpenCV estimates are wrong."""
     path = moving_square(tmp_path / "clip.mkv", "MJPG", rate=30.0, frames=40)
     assert Source.find(path, tmp_path, 50.0).frames_a_second == 30.0

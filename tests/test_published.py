@@ -334,7 +334,7 @@ def test_a_file_that_torch_wrote_is_found_by_name(server, own, tiny, tmp_path):
     np.testing.assert_array_equal(checkpoint.load("mine").params["backbone.bn1.bias"], tiny["backbone.bn1.bias"])
 
 
-def test_a_file_is_recognised_by_its_hash_under_any_name(by_name, tiny, server, caplog):
+def test_a_file_is_recognised_by_its_hash_under_any_name(by_name, server, caplog):
     caplog.set_level("INFO")
     trained = checkpoint.load(by_name)
     assert trained.config.to_json() == load_config(TINY).to_json()
@@ -412,7 +412,7 @@ def maps_of(model):
 
 
 @pytest.mark.parametrize(("variant", "maps"), [("w32", 17), ("w48", 17), ("w32", 51), ("w32", 19), ("w32", 14)])
-def test_models_are_fetched_and_fit_by_name_alone(networks, server, own, tmp_path, variant, maps):
+def test_models_are_fetched_and_fit_by_name_alone(networks, server, own, variant, maps):
     """Every model of an architecture; the record's hashes and addresses are replaced by those of the stand-in."""
     content = networks[variant, maps].read_bytes()
     mine = [m for m in MODELS if variant in m and maps_of(m) == maps]

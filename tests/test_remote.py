@@ -14,11 +14,10 @@ import pytest
 
 from data_pipelines import storage
 from data_pipelines.errors import InputError
-from hrnet_jax.train import train
 from hrnet_jax.training import metrics
 from hrnet_jax.weights import checkpoint
 from tests import gcs_server
-from tests.helpers import REPOSITORY, local_config, run, training
+from tests.helpers import REPOSITORY, run, training
 
 WORKDIR = "gs://bucket/runs/a"
 EPOCHS = 4  # of six steps, each saved
@@ -70,18 +69,8 @@ def downloaded(server, folder):
 
 
 @pytest.fixture(scope="module")
-def on_disk(shared, tmp_path_factory):
-    """The run that nothing disturbs, on a disk."""
-    workdir = tmp_path_factory.mktemp("on_disk")
-    config = local_config(shared)
-    config.epochs = EPOCHS
-    train(config, workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
 def in_bucket(shared, bucket):
-    """The same run in a bucket: killed, its newest checkpoint damaged, and continued; what it printed."""
+    """The run of `undisturbed` in a bucket: killed, its newest checkpoint damaged, and continued; what it printed."""
     server, environment = bucket
     command = arguments(shared, WORKDIR)
     # The programs of a second and more, as for users, and in the work directory.
@@ -98,28 +87,28 @@ def in_bucket(shared, bucket):
     return output, newest, whole
 
 
-def test_a_run_in_a_bucket_is_killed_and_ends_as_one_on_a_disk(in_bucket, on_disk, bucket, tmp_path):
+def test_a_run_in_a_bucket_is_killed_and_ends_as_one_on_a_disk(in_bucket, undisturbed, bucket, tmp_path):
     output, newest, whole = in_bucket
     if whole:
         assert f"{WORKDIR}/checkpoints/{newest} is damaged" in output
     assert f"continuing at step {newest - 6} of 24" in output
     assert re.search(rf"0 programs compiled, [1-9]\d* found in {WORKDIR}/cache/compiled", output)
     copy = downloaded(bucket[0], tmp_path)
-    ours, theirs = checkpoint.load(copy), checkpoint.load(on_disk)
+    ours, theirs = checkpoint.load(copy), checkpoint.load(undisturbed)
     assert ours.params.keys() == theirs.params.keys()
     for name, array in theirs.params.items():
         np.testing.assert_array_equal(ours.params[name], array)
     for name in ("keypoints.json", "predictions.png"):
-        assert (copy / name).read_bytes() == (on_disk / name).read_bytes()
+        assert (copy / name).read_bytes() == (undisturbed / name).read_bytes()
     assert (copy / "curves.png").exists()
     assert list((copy / "tensorboard").iterdir())
     assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["18", "24"]
 
 
-def test_metrics_in_a_bucket_have_no_gaps_and_no_doubles(in_bucket, on_disk, bucket, tmp_path):
+def test_metrics_in_a_bucket_have_no_gaps_and_no_doubles(in_bucket, undisturbed, bucket):
     objects = bucket[0].below("runs/a/metrics/")
     records = [json.loads(line) for name in sorted(objects) for line in objects[name].splitlines()]
-    expected = list(metrics.read(on_disk))
+    expected = list(metrics.read(undisturbed))
     assert losses(records) == losses(expected)
     assert steps_of_aps(records) == steps_of_aps(expected) != []
 

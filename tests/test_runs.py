@@ -53,9 +53,6 @@ def save(folder, *steps, keep=2, **values):
     return checkpoint.steps(folder)
 
 
-ABSTRACT = {"params": {"a": jax.ShapeDtypeStruct((3,), jnp.float32)}}
-
-
 def restored(folder):
     with Checkpoints(folder, 2) as checkpoints:
         items, meta = checkpoints.restore({"params": {"a": on_device(jnp.zeros(3))}})

@@ -125,12 +125,8 @@ def state_of(workdir, ema=0.0):
     return jax.device_get(restored), meta
 
 
-def test_an_interrupted_run_continues_to_the_same_bits(shared, tmp_path):
+def test_an_interrupted_run_continues_to_the_same_bits(shared, undisturbed, tmp_path):
     """Ctrl-C within an epoch saves and exits with 75; the same command then ends where no stop would have."""
-    config = local_config(shared)
-    config.epochs = 4
-    train(config, tmp_path / "whole")
-
     arguments = training(shared, tmp_path / "stopped", {"epochs": 4})
     command = [sys.executable, "-m", *arguments]
     with subprocess.Popen(
@@ -150,7 +146,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(shared, tmp_path):
 
     again = run(*arguments)
     assert f"continuing at step {stopped_at} of 24" in again.stdout
-    (ours, meta), (theirs, their_meta) = state_of(tmp_path / "stopped"), state_of(tmp_path / "whole")
+    (ours, meta), (theirs, their_meta) = state_of(tmp_path / "stopped"), state_of(undisturbed)
     assert meta["step"] == their_meta["step"] == 24
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     steps = [record["step"] for record in metrics.read(tmp_path / "stopped") if "loss" in record]
