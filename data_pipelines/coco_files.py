@@ -15,6 +15,7 @@ from data_pipelines.json_files import read_json, stream_json
 from data_pipelines.keypoints import KeypointSet
 
 PERSON = 1  # COCO's category
+AREA_SHARE = 0.53  # of the box, where there are no areas: about what people fill of theirs in COCO
 
 Path = str | os.PathLike[str]
 
@@ -95,7 +96,7 @@ class People(Records):
 class AnnotationFile:
     """An annotation file of either format, or the content of a COCO file.
 
-    Its attributes are complete after `people` was exhausted; after `read_images`, only the images are.
+    Its attributes are complete after `people` was exhausted; after `read_images`, only images and categories are.
 
     Attributes:
       name: of the file, for messages.
@@ -124,13 +125,11 @@ class AnnotationFile:
         batch: list[Any] = []
         count = 0
         for key, piece in self._pieces():
-            self._take_image(key, piece)
+            self._take_listed(key, piece)
             if key == "annotations":
                 if not self.images:  # the list of images comes later
                     self.read_images()
                 batch.append({k: piece[k] for k in _FIELDS if k in piece} if isinstance(piece, Mapping) else piece)
-            elif key == "categories" and piece not in self.listed_categories:
-                self.listed_categories.append(piece)
             elif key == "":
                 batch += self._humans(count + len(batch), piece)
             if len(batch) >= _CHUNK:
@@ -144,9 +143,7 @@ class AnnotationFile:
         """Reads only the images and the categories; raises InputError as `people` does."""
         self.images, self.listed_categories = {}, []
         for key, piece in self._pieces():
-            self._take_image(key, piece)
-            if key == "categories":
-                self.listed_categories.append(piece)
+            self._take_listed(key, piece)
         self.require("images")
 
     def require(self, key: str) -> None:
@@ -179,7 +176,7 @@ class AnnotationFile:
                 self.lists.add(key)
                 yield from ((key, element) for element in value)
 
-    def _take_image(self, key: str, piece: Any) -> None:
+    def _take_listed(self, key: str, piece: Any) -> None:
         number = len(self.images)
         if key == "images":
             image_id = piece.get("id") if isinstance(piece, dict) else None
@@ -192,6 +189,9 @@ class AnnotationFile:
                     f"{self.name}: images {brief(other)} and {brief(name)} both have id {image_id}; give each its own "
                     "id, also in the annotations"
                 )
+        elif key == "categories":
+            if piece not in self.listed_categories:
+                self.listed_categories.append(piece)
         elif key == "":
             needed = ("human_annotations", "keypoint_annotations")
             if not isinstance(piece, dict) or not all(isinstance(piece.get(k), dict) for k in needed):

@@ -158,13 +158,15 @@ def _tracks(path: pathlib.Path, lines: list[tuple[str, str, list[float]]]) -> De
 
 
 def _labels(path: pathlib.Path) -> DetectedBoxes:
+    is_folder = path.is_dir()
     folder = path / "labels" if (path / "labels").is_dir() else path
-    files = sorted(folder.rglob("*.txt")) if path.is_dir() else [path]
+    files = sorted(folder.rglob("*.txt")) if is_folder else [path]
     if not files:
         raise InputError(f"{folder}: holds no text files; it should be a folder of Ultralytics labels, one per image")
     images: list[str | int] = []
     names, rows, scores = [], [], []
     for file in files:
+        name = str(file.relative_to(folder).with_suffix("")) if is_folder else file.stem
         for where, text, row in _lines(file):
             if len(row) < 5 or not all(-_SLACK <= share <= 1 + _SLACK for share in row[1:5]):
                 raise InputError(
@@ -172,7 +174,7 @@ def _labels(path: pathlib.Path) -> DetectedBoxes:
                     "(Ultralytics); boxes in pixels need commas (MOT)"
                 )
             if row[0] == 0:
-                images.append(str(file.relative_to(folder).with_suffix("")) if path.is_dir() else file.stem)
+                images.append(name)
                 x, y, width, height = row[1:5]
                 rows.append([x - width / 2, y - height / 2, width, height])
                 scores.append(row[-1] if (len(row) - 5) % 3 == 1 else np.nan)

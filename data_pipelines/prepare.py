@@ -26,9 +26,10 @@ from etils import epath
 
 from data_pipelines import command_line, storage
 from data_pipelines.annotations import load_instances
+from data_pipelines.coco_files import AnnotationFile
 from data_pipelines.errors import InputError
 from data_pipelines.instances import Instances, write_index
-from data_pipelines.json_files import stream_json, write_json
+from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import KEYPOINT_SETS, KeypointSet, keypoint_set
 from data_pipelines.prepare_report import FACTS, make_report, sources, summary
 from data_pipelines.prepared import INDEX, REPORT
@@ -128,20 +129,19 @@ def upload(folder: pathlib.Path, target: epath.Path) -> None:
 def _source_images(annotations: pathlib.Path, instances: Instances, all_images: bool) -> list[ListedImage]:
     """The images to prepare: those with people in the order of `instances.files`, then with `all_images` the others."""
     listed: dict[str, tuple[int, tuple[int, int] | None]] = {}
-    for key, piece in stream_json(annotations):
-        if key == "images":
-            size = (piece.get("height"), piece.get("width"))
-            listed.setdefault(str(piece["file_name"]), (piece["id"], size if all(size) else None))  # type: ignore[arg-type]
-        elif key == "":
-            listed.setdefault(f"{piece['image_id']}.jpg", (len(listed), None))
+    file = AnnotationFile(annotations)
+    file.read_images()
+    for image_id, name in file.names().items():
+        size = file.sizes.get(image_id, (None, None))
+        listed.setdefault(name, (image_id, size if all(size) else None))
     order = np.argsort(instances.file_index, kind="stable")
     cuts = np.searchsorted(instances.file_index[order], np.arange(1, len(instances.files)))
     people = dict(zip([file.decode() for file in instances.files], np.split(order, cuts), strict=True))
     nobody = order[:0]
     return [
-        ListedImage(file, *listed[file], *(getattr(instances, c)[rows] for c in ("instance_id", "bbox", "keypoints")))
-        for file in [*people, *([file for file in listed if file not in people] if all_images else [])]
-        for rows in [people.get(file, nobody)]
+        ListedImage(name, *listed[name], *(getattr(instances, c)[rows] for c in ("instance_id", "bbox", "keypoints")))
+        for name in [*people, *([name for name in listed if name not in people] if all_images else [])]
+        for rows in [people.get(name, nobody)]
     ]
 
 
@@ -262,8 +262,7 @@ def _prepare(arguments: list[str]) -> None:
         print(summary(prepare(**flags), target))
         return
     flags["output"] = os.path.join(scratch, "prepared", os.path.basename(target.rstrip("/")))
-    with storage.bucket_errors(target):
-        epath.Path(target).exists()
+    storage.check_bucket(target)
     report = prepare(**flags)
     with storage.bucket_errors(target, f"; the data set is in {flags['output']}"):
         upload(pathlib.Path(flags["output"]), epath.Path(target))

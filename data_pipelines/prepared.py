@@ -12,6 +12,7 @@ import zlib
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.example import decode_example
 from data_pipelines.images import Pixels, decode_image
@@ -165,7 +166,7 @@ def load_prepared(folder: str | os.PathLike, keypoints: KeypointSet) -> Instance
 
 def read_report(folder: str | os.PathLike) -> dict:
     """The report of a finished folder. Raises InputError if it is missing, unfinished or of another version."""
-    if "://" in str(folder):
+    if storage.in_bucket(folder):
         raise InputError(f"{folder}: records are read from disks; copy the folder to one, or mount the bucket")
     folder = pathlib.Path(folder)
     if not (folder / FINISHED).is_file():

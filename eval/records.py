@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data_pipelines.checks import Records, from_corners
-from data_pipelines.coco_files import PERSON, AnnotationFile, Path, no_keypoints, read_results
+from data_pipelines.coco_files import AREA_SHARE, PERSON, AnnotationFile, Path, no_keypoints, read_results
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet
 
@@ -198,16 +198,17 @@ class Annotations:
         for people in file.people():
             category_ids = people.integers("category_id", PERSON)
             occurring |= set(category_ids.tolist())
-            read = np.isin(people.integers("image_id"), list(file.images))
-            read &= people.annotated() | people.has("bbox")
+            image_ids, has_keypoints = people.integers("image_id"), people.annotated()
+            read = np.array([image_id in file.images for image_id in image_ids.tolist()], bool)
+            read &= has_keypoints | people.has("bbox")
             if categories:
                 read &= np.isin(category_ids, categories)
             people = people.chosen(read)
             boxes = people.boxes()
-            areas = people.areas() if use_area else 0.53 * boxes[:, 2] * boxes[:, 3]
-            ids = people.ids(), people.integers("image_id"), category_ids[read]
+            areas = people.areas() if use_area else AREA_SHARE * boxes[:, 2] * boxes[:, 3]
+            ids = people.ids(), image_ids[read], category_ids[read]
             chunks.append((*ids, boxes, areas, people.keypoints(joints), people.crowds()))
-            there.append(people.annotated())
+            there.append(has_keypoints[read])
         file.require("annotations")
         columns, annotated = [np.concatenate(column) for column in zip(*chunks, strict=True)], np.concatenate(there)
         if len(annotated) and not annotated.any():

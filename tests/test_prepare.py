@@ -550,3 +550,17 @@ def test_upload(prepared, tmp_path, monkeypatch):
     expected.pop(".lock")
     assert contents(target) == expected
     assert PreparedImages(target).open(27).size == PreparedImages(prepared).open(27).size
+
+
+def test_an_image_that_ai_challengers_file_lists_twice_shifts_no_ids(tmp_path):
+    """Ids are positions in the file, in the records as in the index."""
+    people = {"human_annotations": {"human1": [10, 10, 60, 100]}}
+    people["keypoint_annotations"] = {"human1": [v for k in range(14) for v in (20 + 2 * k, 20 + 4 * k, 1)]}
+    (tmp_path / "aic.json").write_text(json.dumps([{"image_id": name, **people} for name in "aab"]))
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"{name}.jpg"), np.zeros((120, 80, 3), np.uint8))
+    report = prepare(tmp_path / "aic.json", tmp_path, "aic", tmp_path / "aic_train")
+    assert (report["images"], report["people"]) == (2, 3)
+    (shard,) = (tmp_path / "aic_train").glob("*.array_record*")
+    records = [decode_example(record, ("image_id",)) for record in ArrayRecordReader(str(shard)).read_all()]
+    assert [int(record["image_id"][0]) for record in records] == [0, 2]

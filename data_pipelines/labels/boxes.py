@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipelines.coco_files import AREA_SHARE
 from data_pipelines.errors import InputError
 from data_pipelines.labels.files import Source
 from data_pipelines.labels.types import Image, Labels, Person, outline
 
 # Margin around the labelled points, as a share of the longer side of their extent.
 BOX_MARGIN = 0.1
-# Area as a share of the box, if the labels have none: about the average of COCO's people.
-AREA_SHARE = 0.53
 # Minimum longer side of a box made from points, as a share of the median extent: few points may lie close together.
 _LEAST_EXTENT = 0.25
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import draw, storage
-from data_pipelines.coco_files import PERSON
+from data_pipelines.coco_files import AREA_SHARE, PERSON
 from data_pipelines.errors import InputError, printable
 from data_pipelines.json_files import write_json
-from data_pipelines.labels.boxes import AREA_SHARE, BOX_MARGIN
+from data_pipelines.labels.boxes import BOX_MARGIN
 from data_pipelines.labels.choice import Chosen
 from data_pipelines.labels.files import IMAGE_SUFFIXES, Source, clean, copied
 from data_pipelines.labels.sheet import contact_sheet
