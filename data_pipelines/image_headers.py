@@ -13,7 +13,8 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,11 +52,13 @@ class Undecoded:
     """An image before decoding.
 
     Attributes:
-      size: (height, width) in pixels, before rotation.
+      size: (height, width) in pixels as stored.
+      orientation: EXIF's, 1 to 8: how the stored image is turned and mirrored for display.
       decode: returns the image, BGR and upright, or None if it is damaged; may raise anything.
     """
 
     size: tuple[int, int]
+    orientation: int
     decode: Callable[[], Pixels | None]
 
 
@@ -71,7 +74,7 @@ def read_header(data: bytes, name: Name) -> Undecoded:
             return _png(data, name)
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             with WebPImageFile(io.BytesIO(data)) as file:
-                return _by_opencv(data, file.size, file.getexif().get(_ORIENTATION, 1))
+                return _by_opencv(data, file.size, _orientation(file.getexif()))
         if data.startswith(b"BM"):
             return _bmp(data)
         if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -173,7 +176,8 @@ def _tiff(data: bytes, name: Name) -> Undecoded:
         raise InputError(f"{name}: begins with a thumbnail, as cameras' raw files do; convert it to JPEG or PNG")
     if {*_tuple(tags.get(_SAMPLE_FORMAT, 1))} != {1} or max(_tuple(tags.get(_BITS, 1))) > 16:
         raise InputError(f"{name}: a TIFF of signed, real or 32-bit numbers; convert it to unsigned 8 or 16 bits")
-    return _by_opencv(data, (tags[_WIDTH], tags[_HEIGHT]))
+    image = _by_opencv(data, (tags[_WIDTH], tags[_HEIGHT]))
+    return dataclasses.replace(image, orientation=_orientation(tags))  # applied by OpenCV
 
 
 def _tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -184,9 +188,14 @@ def _exif_orientation(exif: bytes) -> int:
     file = PIL.Image.Exif()
     try:
         file.load(exif)
-        return file.get(_ORIENTATION, 1)
+        return _orientation(file)
     except Exception:  # damaged metadata; the pixels may be whole
         return 1
+
+
+def _orientation(tags: Mapping[int, Any]) -> int:
+    value = tags.get(_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
 
 
 def _by_opencv(data: bytes, size: tuple[int, int], orientation: int = 1) -> Undecoded:
@@ -197,7 +206,7 @@ def _by_opencv(data: bytes, size: tuple[int, int], orientation: int = 1) -> Unde
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         return image if image is None else _upright(image, orientation)
 
-    return Undecoded(size[::-1], decode)
+    return Undecoded(size[::-1], orientation, decode)
 
 
 def _by_pillow(file: PIL.ImageFile.ImageFile) -> Undecoded:
@@ -207,11 +216,11 @@ def _by_pillow(file: PIL.ImageFile.ImageFile) -> Undecoded:
         with file:
             return np.asarray(PIL.ImageOps.exif_transpose(file).convert("RGB"))[..., ::-1].copy()
 
-    return Undecoded(file.size[::-1], decode)
+    return Undecoded(file.size[::-1], _orientation(file.getexif()), decode)
 
 
 def _upright(image: Pixels, orientation: int) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Applies EXIF's orientation; values other than 1 to 8 change nothing."""
+    """Applies EXIF's orientation."""
     if orientation in (5, 6, 7, 8):
         image = cv2.transpose(image)
     mirrored = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)  # cv2.flip's axes

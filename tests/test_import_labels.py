@@ -10,6 +10,7 @@ import cv2
 import jaxtyping
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 
 from benchmarks import fuzz, fuzz_labels
@@ -846,3 +847,52 @@ def test_deeplabcut_with_likelihoods_and_a_row_of_the_indexs_name(exported, tmp_
     capsys.readouterr()
     table.with_suffix(".h5").write_bytes(b"HDF")
     assert "give DeepLabCut's CollectedData_*.csv" in told(capsys, folder, tmp_path / "none")
+
+
+def test_equal_records_of_images_with_another_shape_are_left_out(tmp_path):
+    folder = tmp_path / "export"
+    (folder / "images").mkdir(parents=True)
+    skeleton = '<skeleton label="s"><points label="a" points="9,9"/><points label="b" points="30,20"/></skeleton>'
+    records = ""
+    for number in [*range(21), 20]:
+        width = 99 if number == 20 else 64
+        cv2.imwrite(str(folder / f"images/{number}.png"), np.zeros((48, 64, 3), np.uint8))
+        records += f'<image id="{number}" name="{number}.png" width="{width}" height="48">{skeleton}</image>'
+    (folder / "annotations.xml").write_text(f"<annotations>{records}</annotations>")
+    assert run(folder, tmp_path / "out", "--no-pairs") == 0
+    assert len(annotations(tmp_path / "out")["images"]) == 20
+    assert "2 images of another shape than their labels say" in (tmp_path / "out/summary.txt").read_text()
+
+
+def test_orientation_is_read_as_in_training(exported, tmp_path):
+    """Of a PNG, training reads the EXIF chunk, and not the orientation that XMP repeats."""
+    folder = exported("coco")
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp)
+    for path in (folder / "images").iterdir():
+        PIL.Image.new("RGB", (64, 48)).save(path, pnginfo=text)
+        assert read_image(path).shape == (48, 64, 3)
+    before = json.loads((folder / "labels.json").read_text())["annotations"][0]["keypoints"]
+    assert run(folder, tmp_path / "out") == 0
+    content = annotations(tmp_path / "out")
+    assert {(image["width"], image["height"]) for image in content["images"]} == {(64, 48)}
+    assert content["annotations"][0]["keypoints"] == before
+
+
+def test_repeats_of_images_whose_names_repeat_in_folders(exported, tmp_path):
+    folder = exported("deeplabcut")
+    clip = folder / "labeled-data/clip"
+    shutil.copytree(clip, folder / "labeled-data/other")
+    header = "scorer,me,me,me,me\nbodyparts,a,a,b,b\ncoords,x,y,x,y\n"
+    for name, x in (("clip", 10), ("other", 30)):
+        row = f"labeled-data/{name}/img 0.png,{x},12,{x + 9},30\n"
+        (folder / f"labeled-data/{name}/CollectedData_me.csv").write_text(header + row)
+    shutil.copytree(folder, tmp_path / "again")
+    edited(tmp_path / "again/labeled-data/clip/CollectedData_me.csv", ("10,12", "12,12"))
+    edited(tmp_path / "again/labeled-data/other/CollectedData_me.csv", ("30,12", "32,12"))
+    assert run(folder, tmp_path / "out", "--no-pairs", "--repeats", tmp_path / "again") == 0
+    keypoints = load_config(str(tmp_path / "out/config.py")).keypoints
+    areas = [person["area"] for person in annotations(tmp_path / "out")["annotations"]]
+    assert keypoints.sigmas[0] == pytest.approx(np.sqrt(np.mean(2 / np.array(areas))), abs=1e-4)
+    assert "2 people" in keypoints.sigmas_from

@@ -82,7 +82,7 @@ def _sniffed(source: Source, file: pathlib.Path, others: list[str]) -> tuple[str
             if (root := cvat.parsed(source, file)) is not None:
                 return "CVAT", root
         case ".txt":
-            if not any("text files of boxes" in other for other in others):
+            if not any("similar text files" in other for other in others):
                 first = read_text(source, file).strip().partition("\n")[0]
                 if yolo.is_label_line(first):
                     others.append(_said_of_line(source, file, len(first.split())))

@@ -207,7 +207,7 @@ class ImageFinder:
             for root in roots:
                 for candidate in (plain, clean(name), f"images/{clean(name)}"):
                     path = root / candidate
-                    if _is_image(path):
+                    if is_image(path):
                         return path
         for name in names:
             if found := self._by_suffix(clean(name), split):
@@ -229,7 +229,7 @@ class ImageFinder:
         ):
             if not (found := index.get(key, [])):
                 continue
-            shared = [_shared(wanted, [part.lower() for part in path.parts]) for path in found]
+            shared = [common_folders(wanted, [part.lower() for part in path.parts]) for path in found]
             best = [path for path, count in zip(found, shared, strict=True) if count == max(shared)]
             of_split = [path for path in best if split and split_of(path.parent.as_posix()) == split]
             best = of_split or best
@@ -263,17 +263,18 @@ class ImageFinder:
             return [path for path in sorted(root.iterdir()) if path.is_file()]
 
 
-def _is_image(path: pathlib.Path) -> bool:
+def is_image(path: pathlib.Path) -> bool:
+    """Whether a path is an image file, by its suffix; False also for what cannot be a path."""
     try:
         return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     except (OSError, ValueError):  # cannot be a file's name
         return False
 
 
-def _shared(wanted: Sequence[str], parts: Sequence[str]) -> int:
-    """The number of equal folders at the end of both paths."""
+def common_folders(path: Sequence[str], other: Sequence[str]) -> int:
+    """The number of equal folders before the names of two files, given the parts of their paths."""
     count = 0
-    for a, b in zip(reversed(wanted[:-1]), reversed(parts[:-1]), strict=False):
+    for a, b in zip(reversed(path[:-1]), reversed(other[:-1]), strict=False):
         if a != b:
             break
         count += 1

@@ -49,7 +49,7 @@ WITHOUT_BOX = "without a box"
 ALONE = "object"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)  # two people may have equal values
 class _Group:
     """The points of one person."""
 
@@ -84,16 +84,18 @@ def assemble(drawn: Sequence[Drawn], notes: Notes, order: Mapping[str, Sequence[
     groups = [group for one in drawn for group in _groups(one, tied, notes)]
     boxed = [group for group in groups if group.box and group.points]
     known = {name for group in boxed for name in group.points}
-    crowded = {id(group.image) for group in groups if not group.stray}
-    for group in [group for group in groups if group.box is None]:
-        if group.stray and not known.isdisjoint(group.points) and id(group.image) in crowded:
+    crowded = {group.image for group in groups if not group.stray}
+    kept = []
+    for group in groups:
+        if group.stray and not known.isdisjoint(group.points) and group.image in crowded:
             notes.add("images whose points outside of all boxes were left out", group.image.where)
-            groups.remove(group)
-        elif boxed:
+            continue
+        if boxed and group.box is None:
             group.label = WITHOUT_BOX if known.isdisjoint(group.points) else boxed[0].label
+        kept.append(group)
     kinds: dict[str, Kind] = {}
-    for labels in _families(groups):
-        members = [group for group in groups if group.label in labels]
+    for labels in _families(kept):
+        members = [group for group in kept if group.label in labels]
         given = next((order[label] for label in labels if label in order), ())
         names = tuple(dict.fromkeys([*given, *ordered([list(group.points) for group in members])]))
         if not names:

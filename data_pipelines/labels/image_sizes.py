@@ -1,28 +1,24 @@
-"""Sizes of image files, from their headers."""
+"""Sizes and orientations of image files, from their headers."""
 
 from __future__ import annotations
 
 import os
-import warnings
+import pathlib
 
 import numpy as np
-import PIL.Image
 from jaxtyping import Float
 
-_ORIENTATION = 274  # EXIF's tag
+from data_pipelines.errors import InputError
+from data_pipelines.image_headers import read_header
 
 
 def header(path: str | os.PathLike) -> tuple[tuple[int, int], int] | None:
-    """((height, width) as stored, EXIF orientation 1 to 8) of an image file; None if it is not an image."""
+    """((height, width) as stored, EXIF orientation 1 to 8) of an image file; None if training cannot read it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, which are not decoded here
-            with PIL.Image.open(path) as image:
-                width, height = image.size
-                orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Pillow's parsers raise many types
+        image = read_header(pathlib.Path(path).read_bytes(), path)
+    except InputError:
         return None
-    return (height, width), orientation if orientation in range(1, 9) else 1
+    return image.size, image.orientation
 
 
 def displayed_size(path: str | os.PathLike) -> tuple[int, int] | None:

@@ -23,20 +23,20 @@ def locate(labels: Labels, source: Source, finder: ImageFinder) -> None:
     Raises:
       InputError: more than a tenth must be removed, or two files label the same image.
     """
-    wrong: list[Image] = []
+    wrong: set[Image] = set()
     for image in labels.images:
         image.path = image.path or finder.find(image.names, image.beside, image.split)
         if image.path is None:
             source.notes.add("images without a file", image.names[0])
         elif (facts := header(image.path)) is None:
             source.notes.add("files that are no images, left out", str(image.path))
-            wrong.append(image)
+            wrong.add(image)
         elif not _fitted(image, *facts, source):
             source.notes.add("images of another shape than their labels say, left out", _contradiction(image))
-            wrong.append(image)
+            wrong.add(image)
     found = sum(image.path is not None for image in labels.images)
     if found and len(wrong) > max(_MOST_CONTRADICTIONS * found, 1 if found > 5 else 0):
-        one = wrong[0]
+        one = next(image for image in labels.images if image in wrong)
         raise InputError(
             f"{_contradiction(one)}; {len(wrong)} of {found} images contradict their labels: give the folder of "
             "the labelled ones, --images FOLDER"

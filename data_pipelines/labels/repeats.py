@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from jaxtyping import Float
 
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import KeypointSet
+from data_pipelines.labels.files import clean
 from data_pipelines.labels.types import Image, Labels, Person
 from data_pipelines.sigmas import estimate_sigmas
 
@@ -30,10 +32,10 @@ def with_sigmas(keypoints: KeypointSet, labels: Labels, repeats: Sequence[Labels
     Raises:
       InputError: nobody was labelled twice, or every repeated label is exactly the same.
     """
-    by_name = [{_name(image): image for image in repeat.images} for repeat in repeats]
+    counterparts = [_counterparts(labels.images, repeat.images) for repeat in repeats]
     people, areas = [], []
     for image in labels.images:
-        others = [images[_name(image)].people for images in by_name if _name(image) in images]
+        others = [images[image].people for images in counterparts if image in images]
         for person in image.people:
             same = [match.points for among in others if (match := _match(person, among))]
             if same and not person.crowd and person.area:
@@ -54,8 +56,23 @@ def with_sigmas(keypoints: KeypointSet, labels: Labels, repeats: Sequence[Labels
     )
 
 
-def _name(image: Image) -> str:
-    return pathlib.PurePosixPath(image.names[0].replace("\\", "/")).name
+def _counterparts(images: Sequence[Image], others: Sequence[Image]) -> dict[Image, Image]:
+    """By image, the other with the same path in the labels, else with the same file name if both have it once."""
+    by_path = {clean(other.names[0]): other for other in others}
+    by_name, own = _by_unique_name(others), _by_unique_name(images)
+    found = {}
+    for image in images:
+        path = clean(image.names[0])
+        name = pathlib.PurePosixPath(path).name
+        if other := by_path.get(path) or (by_name.get(name) if name in own else None):
+            found[image] = other
+    return found
+
+
+def _by_unique_name(images: Sequence[Image]) -> dict[str, Image]:
+    names = [pathlib.PurePosixPath(clean(image.names[0])).name for image in images]
+    counts = collections.Counter(names)
+    return {name: image for name, image in zip(names, images, strict=True) if counts[name] == 1}
 
 
 def _match(person: Person, among: Sequence[Person]) -> Person | None:

@@ -60,7 +60,7 @@ class Kind:
     aside: bool = False
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)  # two records may have equal values
 class Person:
     """A labelled person, animal or thing.
 
@@ -83,7 +83,7 @@ class Person:
     id: Any = None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Image:
     """An image with its people.
 

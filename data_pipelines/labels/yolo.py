@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import InputError, brief, utf8
-from data_pipelines.labels.files import IMAGE_SUFFIXES, ImageFinder, Source, clean, read_text, split_of
+from data_pipelines.labels.files import (
+    IMAGE_SUFFIXES,
+    ImageFinder,
+    Source,
+    clean,
+    common_folders,
+    is_image,
+    read_text,
+    split_of,
+)
 from data_pipelines.labels.image_sizes import displayed_size
 from data_pipelines.labels.types import Image, Kind, Labels, Person, number, numbered, numbers, unique, visibility
 
@@ -222,19 +231,12 @@ def _listed(source: Source, place: pathlib.Path, root: pathlib.Path) -> tuple[li
         parts = clean(text).split("/")
         stems.add(pathlib.PurePosixPath(parts[-1]).stem)
         candidates = [pathlib.Path(text), place.parent / text, *(root.joinpath(*parts[i:]) for i in range(len(parts)))]
-        picture = next((path for path in candidates if _is_file(path)), None)
+        picture = next((path for path in candidates if is_image(path)), None)
         if picture is None:
             source.notes.add(f"images listed in {place.name} without a file, left out", brief(text))
         else:
             found.append(picture)
     return found, stems
-
-
-def _is_file(path: pathlib.Path) -> bool:
-    try:
-        return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _files(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
@@ -262,19 +264,13 @@ def _matched(
     used: set[pathlib.Path] = set()
     for picture in pictures:
         found = by_stem.get(picture.stem, [])
-        best = max(found, key=lambda text: _common(picture, text), default=None)
+        best = max(found, key=lambda text: common_folders(picture.parts, text.parts), default=None)
         if best is None:
             source.notes.add("images without a label file, taken as images without people", str(picture))
         else:
             used.add(best)
         yield picture, best
     unused += [text for text in labels if text not in used]
-
-
-def _common(picture: pathlib.Path, text: pathlib.Path) -> int:
-    """The number of equal folders at the end of both paths."""
-    ours, theirs = (path.parent.parts[::-1] for path in (picture, text))
-    return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
 
 
 class _Lines:
