@@ -30,6 +30,12 @@ def brief(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, at most 200 characters; its type if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
 def printable(text: str, keep: str = "") -> str:
     """Escapes non-printable characters, except those in `keep`.
 

@@ -13,7 +13,7 @@ import zlib
 from array_record.python.array_record_module import ArrayRecordReader
 
 from data_pipelines import storage
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, first_line
 from data_pipelines.example import decode_example
 from data_pipelines.images import Pixels, decode_image
 from data_pipelines.instances import Instances, read_index
@@ -76,8 +76,8 @@ class PreparedImages:
             (content,) = reader.read([record])
             fields = decode_example(content, _FIELDS)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"{self._name(shard, record, file)}: the record is damaged ({reason})") from None
+            where = self._name(shard, record, file)
+            raise InputError(f"{where}: the record is damaged ({first_line(error)})") from None
         image, stored = fields["image"], fields["file_name"].decode()
         name = self._name(shard, record, stored)
         if file and file != stored:

@@ -60,7 +60,7 @@ from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_mat
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step
-from hrnet_jax.models import FunctionalModel, abstract_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model, array_shapes
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import Arrays
 from hrnet_jax.outcomes import Aborted
@@ -139,7 +139,7 @@ def build(config: ConfigDict, dtype: str) -> dict[str, jax_export.Exported]:
     `PROGRAM`: weights, uint8 crops [b,H,W,3] -> keypoints [b,K,2], scores [b,K], as in evaluation. float32 is exact on
     every platform; by default, GPUs and TPUs would multiply with fewer bits.
     """
-    params, stats = state_dict(abstract_model(config))
+    params, stats = array_shapes(config)
     step = _step(config, dtype, folded=True)
 
     def folded(arrays: Arrays) -> Arrays:

@@ -41,7 +41,8 @@ from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.evaluator import Evaluator, write
 from hrnet_jax.mesh import create_mesh, from_main_host, is_main_host, on_mesh, replicated, shard_batch
-from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model, initial_arrays, state_dict
+from hrnet_jax.models.names import Arrays
 from hrnet_jax.outcomes import Interrupted
 from hrnet_jax.training import compilation, metrics
 from hrnet_jax.training.curves import draw_curves
@@ -119,24 +120,19 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         # The state: from the newest checkpoint, else fresh.
         checkpoints = stack.enter_context(Checkpoints(folder / FOLDER, config.checkpoint.keep, config.best))
         fresh = functools.partial(new_state, optimizer=optimizer, ema_decay=config.ema)
-        abstract = jax.eval_shape(fresh, *state_dict(model))
+        shapes = state_dict(model)
+        abstract = jax.eval_shape(fresh, *shapes)
         if restored := checkpoints.restore(to_items(on_mesh(abstract, replicated(mesh)))):
             items, meta = restored
             state, progress = from_items(items), meta["progress"]
             history = continued(config, data, meta)
             logger.info("continuing at step %d of %d", meta["step"], total_steps)
         else:
-            params, stats = state_dict(create_model(config, config.seed))
-            init, origin = None, _AT_RANDOM
-            if config.init:
-                init = initial_model(config.init)
-                joints = keypoint_set(config.keypoints)
-                params, stats, taken = initialised(init, joints, params, stats)
-                origin = f"from {init.origin}: the backbone, and the head of {len(taken)} of {len(joints)} keypoints"
+            params, stats, init = _initial(config, *shapes)
             state = jax.device_put(fresh(params, stats), replicated(mesh))
+            del params, stats
             progress = {"samples": 0, "unreadable": 0, "loss": None}
-            history = [trained_on(data, described(config.init, init))]
-            logger.info("the network starts %s", origin)
+            history = [trained_on(data, init)]
         start_step = int(state.step)
         state = jax.jit(network.stack, donate_argnums=0)(state)
         from_main_host(lambda: storage.write(folder / "config.json", config_lib.to_json(config) + "\n"))
@@ -183,6 +179,19 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     if is_main_host():
         draw_curves(workdir)
     return read_json_if_intact(folder / "metrics.json", dict) or {}
+
+
+def _initial(config: ConfigDict, params: Arrays, stats: Arrays) -> tuple[Arrays, Arrays, dict[str, str] | None]:
+    """Initial arrays for these shapes, random or from `config.init`, and `config.init` as stored in checkpoints."""
+    params, stats = (initial_arrays(shapes, config.seed) for shapes in (params, stats))
+    if not config.init:
+        logger.info("the network starts %s", _AT_RANDOM)
+        return params, stats, None
+    model, joints = initial_model(config.init), keypoint_set(config.keypoints)
+    params, stats, taken = initialised(model, joints, params, stats)
+    parts = f"the backbone, and the head of {len(taken)} of {len(joints)} keypoints"
+    logger.info("the network starts from %s: %s", model.origin, parts)
+    return params, stats, described(config.init, model)
 
 
 @dataclasses.dataclass

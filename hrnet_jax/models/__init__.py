@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,13 +17,14 @@ from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models.functional import FunctionalModel, fill, state_dict
 from hrnet_jax.models.hrnet import VARIANTS, HRNet, Variant
-from hrnet_jax.models.names import unstack
+from hrnet_jax.models.names import Arrays, unstack
 
 __all__ = [
     "VARIANTS",
     "FunctionalModel",
     "HRNet",
     "Variant",
+    "array_shapes",
     "create_model",
     "fill",
     "initial_arrays",
@@ -62,6 +64,36 @@ def abstract_model(config: Config, folded: bool = False, **changes: Any) -> HRNe
 
     `folded`: see `hrnet_jax.models.fold`; `changes` replace keys of `config.model`.
     """
+    model, outputs = _checked(config, changes)
+    return nnx.eval_shape(
+        lambda: HRNet(
+            VARIANTS[model["variant"]],
+            outputs,
+            dtype=jnp.dtype(model.get("dtype", "float32")),
+            group_size=model.get("group_size"),
+            folded=folded,
+            scan=model.get("scan", False),
+        )
+    )
+
+
+def array_shapes(config: Config) -> tuple[Arrays, Arrays]:
+    """The shapes of the parameters and statistics of `create_model`, by canonical name; raises InputError as it does.
+
+    They depend on the variant and the outputs only, so that commands that need them several times trace them once.
+    """
+    model, outputs = _checked(config, {})
+    params, stats = _array_shapes(VARIANTS[model["variant"]], outputs)
+    return dict(params), dict(stats)
+
+
+@functools.lru_cache(maxsize=8)
+def _array_shapes(variant: Variant, outputs: int) -> tuple[Arrays, Arrays]:
+    return state_dict(nnx.eval_shape(lambda: HRNet(variant, outputs)))
+
+
+def _checked(config: Config, changes: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    """The keys of `config.model` with changes, and the number of outputs. Raises InputError."""
     model = {**config["model"], **changes}
     if model["variant"] not in VARIANTS:
         raise InputError(f"config.model.variant: unknown {model['variant']!r}; there are {', '.join(VARIANTS)}")
@@ -69,17 +101,7 @@ def abstract_model(config: Config, folded: bool = False, **changes: Any) -> HRNe
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"config.model.dtype must be 'float32' or 'bfloat16', got {dtype!r}")
     keypoints = len(keypoint_set(config["keypoints"]))
-    outputs = create_codec(config["codec"]).channels(keypoints) if "codec" in config else keypoints
-    return nnx.eval_shape(
-        lambda: HRNet(
-            VARIANTS[model["variant"]],
-            outputs,
-            dtype=jnp.dtype(dtype),
-            group_size=model.get("group_size"),
-            folded=folded,
-            scan=model.get("scan", False),
-        )
-    )
+    return model, create_codec(config["codec"]).channels(keypoints) if "codec" in config else keypoints
 
 
 def initial_arrays(shapes: Mapping[str, Any], seed: int) -> dict[str, np.ndarray]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +24,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, first_line
 from data_pipelines.json_files import read_json, read_json_if_intact, write_json
 from hrnet_jax import config as config_lib
 from hrnet_jax.mesh import from_main_host
-from hrnet_jax.models import abstract_model, state_dict
+from hrnet_jax.models import array_shapes
 from hrnet_jax.weights import hub, named
 from hrnet_jax.weights.folder import Model, is_folder, load_folder
 
@@ -153,7 +152,7 @@ class Checkpoints:
             if not storage.in_bucket(folder):
                 start = f"{folder.name}.orbax-checkpoint-tmp"
                 (folder,) = (path for path in self._folder.iterdir() if path.name.startswith(start))
-            storage.write(folder / _DIGESTS, json.dumps(_digests(folder), indent=2) + "\n")
+            write_json(folder / _DIGESTS, _digests(folder))
 
     def _check_space(self, step: int, items: dict[str, Any]) -> None:
         # Checked first, because Orbax reports a full disk in thousands of lines, or not at all.
@@ -213,7 +212,7 @@ def restore(path: epath.Path, abstract: Mapping[str, Any]) -> tuple[dict[str, An
             for name, tree in abstract.items()
         }
     except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise InputError(f"{path}: cannot be read ({_line(error)})") from error
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
     return items, meta
 
 
@@ -243,7 +242,7 @@ def load(path: str | os.PathLike, *, whole: bool = True) -> Model:
         if whole and model.has_head:
             model.check()
         return _on_device(model, whole)
-    params, stats = state_dict(abstract_model(config))
+    params, stats = array_shapes(config)
     weights = {"params": params, "stats": stats}
     abstract = jax.tree.map(_on_one_device, {"ema": weights} if config.get("ema") else weights)
     for _ in range(_ATTEMPTS):
@@ -379,7 +378,3 @@ def _digests(folder: epath.Path) -> dict[str, str]:
             with path.open("rb") as file:
                 digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

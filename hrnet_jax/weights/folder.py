@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from data_pipelines import storage
-from data_pipelines.errors import InputError, listed
+from data_pipelines.errors import InputError, first_line, listed
 from hrnet_jax import config as config_lib
-from hrnet_jax.models import abstract_model, state_dict
+from hrnet_jax.models import array_shapes
 from hrnet_jax.models.names import mismatches
 
 FORMAT_VERSION = 1
@@ -65,7 +65,7 @@ class Model(NamedTuple):
 
     def check(self) -> None:
         """Raises InputError if the arrays do not match the config, which may have been overridden after loading."""
-        params, stats = state_dict(abstract_model(self.config))
+        params, stats = array_shapes(self.config)
         if problems := mismatches({**self.params, **self.stats}, {**params, **stats}):
             raise InputError(
                 f"{self.origin}: arrays do not fit the config in {len(problems)} entries: {listed(problems)}"
@@ -147,8 +147,7 @@ def _read(path: pathlib.Path, name: str) -> tuple[str | None, dict[str, np.ndarr
             version = (file.metadata() or {}).get("format_version")
             return version, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        line = str(error).splitlines()[0][:200]
-        raise InputError(f"{name}: damaged or truncated ({line})") from None
+        raise InputError(f"{name}: damaged or truncated ({first_line(error)})") from None
 
 
 @contextlib.contextmanager

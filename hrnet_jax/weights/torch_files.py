@@ -26,14 +26,15 @@ from safetensors.numpy import load_file, save
 
 from data_pipelines import storage
 from data_pipelines.checks import check_regular
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, first_line
 
 Tensors = dict[str, np.ndarray]
 
 # The first pickle in a file of the format before PyTorch 1.6.
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-# Of files that hold PyTorch weights; the first three can be written.
-SUFFIXES = (".pth", ".pt", ".safetensors", ".bin", ".tar")
+# Of files that hold PyTorch weights.
+WRITABLE = (".pth", ".pt", ".safetensors")
+SUFFIXES = (*WRITABLE, ".bin", ".tar")
 MIN_TORCH = (2, 10)  # as in the extra `torch` in setup.cfg, which gives the reason
 
 _STATE_DICT = "state_dict"
@@ -77,7 +78,7 @@ def read(path: str | os.PathLike, entry: str = _STATE_DICT) -> Tensors:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     if path.suffix == ".safetensors":
-        return read_safetensors(path) if entry == _STATE_DICT else {}
+        return _read_safetensors(path) if entry == _STATE_DICT else {}
     if not start:
         raise InputError(f"{path}: is empty")
     # A single wrong byte can raise any exception while unpickling; all of them mean a damaged file.
@@ -98,12 +99,10 @@ def read(path: str | os.PathLike, entry: str = _STATE_DICT) -> Tensors:
     )
 
 
-def read_safetensors(path: str | os.PathLike) -> Tensors:
-    """Reads a `.safetensors` file. Raises InputError if it is missing, damaged or truncated."""
+def _read_safetensors(path: str | os.PathLike) -> Tensors:
+    """Reads a `.safetensors` file that exists. Raises InputError if it is damaged or truncated."""
     try:
         return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged or truncated .safetensors file ({_line(error)})") from None
 
@@ -112,7 +111,7 @@ def check_writable(path: str | os.PathLike) -> None:
     """Raises InputError unless `write` can write this file: known suffix, and PyTorch installed if needed."""
     storage.check_output(path)
     suffix = pathlib.PurePath(path).suffix
-    if suffix not in (".safetensors", ".pth", ".pt"):
+    if suffix not in WRITABLE:
         raise InputError(f"{os.fspath(path)}: the name must end in .pth, .pt or .safetensors")
     if suffix != ".safetensors":
         _torch(path)
@@ -309,5 +308,5 @@ def _dtype(path: pathlib.Path, storage: Storage) -> np.dtype:
 
 
 def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if str(error).strip() else name

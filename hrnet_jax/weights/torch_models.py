@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.errors import InputError, brief, listed
-from hrnet_jax.models import VARIANTS, abstract_model, state_dict
+from hrnet_jax.models import VARIANTS, array_shapes
 from hrnet_jax.models.names import mismatches
 from hrnet_jax.weights import torch_files
 from hrnet_jax.weights.torch_files import Tensors
@@ -176,7 +176,7 @@ def _architecture_hint(named: Mapping[str, np.ndarray], shapes: Mapping[str, Any
 
 
 def _torch_shapes(config: ConfigDict) -> dict[str, Any]:
-    params, stats = state_dict(abstract_model(config))
+    params, stats = array_shapes(config)
     return {name: torch_shape(array) for name, array in {**params, **stats}.items()}
 
 
