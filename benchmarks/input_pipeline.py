@@ -53,7 +53,7 @@ def stages(data: TrainData, rows: list[int]) -> dict[str, Callable[[], Any]]:
     views = [transforms.view_of_box(np.array([0, 0, 100, 200], np.float32)).fix_aspect(data.input_size)] * len(rows)
     rng = np.random.default_rng(0)
     views = [
-        transforms.random_view(rng, transforms.view_of_box(box), data.augmentation).fix_aspect(data.input_size)
+        transforms.random_view(rng, transforms.view_of_box(box), data.augmentation(0)).fix_aspect(data.input_size)
         for box in (np.r_[b[:2], b[:2] + b[2:]] for b in people.bbox[rows])
     ]
     matrices = [transforms.warp_matrix(view, data.input_size, data.warp) for view in views]
@@ -66,9 +66,9 @@ def stages(data: TrainData, rows: list[int]) -> dict[str, Callable[[], Any]]:
             labels = people.points(row)
             view = transforms.view_of_box(np.r_[box[:2], box[:2] + box[2:]])
             half = transforms.random_half_body(
-                generator, view, labels[:, :2], labels[:, 2], data.keypoints, data.augmentation.half_body
+                generator, view, labels[:, :2], labels[:, 2], data.keypoints, data.augmentation(0).half_body
             )
-            view = transforms.random_view(generator, half, data.augmentation).fix_aspect(data.input_size)
+            view = transforms.random_view(generator, half, data.augmentation(0)).fix_aspect(data.input_size)
             transforms.warp_points(labels[:, :2], transforms.warp_matrix(view, data.input_size, data.warp))
 
     def warp() -> None:

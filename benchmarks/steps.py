@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from configs import coco, common
@@ -19,7 +18,8 @@ from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
-from hrnet_jax.training.step import learning_rate, new_state
+from hrnet_jax.training.schedule import create_optimizer, learning_rate
+from hrnet_jax.training.step import new_state
 
 
 def experiment(
@@ -49,7 +49,7 @@ class Step:
         params, stats = network.stack(state_dict(create_model(config)))
         self.state: Any = (params, stats)
         if name == "train":
-            optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=1000))
+            optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000))
             self.state = new_state(params, stats, optimizer, config.ema)
         elif name == "folded":
             self.state = (jax.jit(fold)(unstack(params), unstack(stats)), {})

@@ -147,14 +147,14 @@ def evaluate(task: Task) -> dict[str, Any]:
 def make_step(task: Task) -> tuple[Any, Any]:
     """The compiled training step and its first state, from the weights of `draw_weights`."""
     import jax
-    import optax
 
     from hrnet_jax.models import FunctionalModel, create_model, state_dict
-    from hrnet_jax.training.step import learning_rate, make_train_step, new_state
+    from hrnet_jax.training.schedule import create_optimizer, learning_rate
+    from hrnet_jax.training.step import make_train_step, new_state
 
     config = configure(task)
     model = create_model(config, config.seed)
-    optimizer = optax.adam(learning_rate(config.optimizer, 1))
+    optimizer = create_optimizer(config, learning_rate(config, 1))
     step = make_train_step(FunctionalModel.of(model), create_codec(config.codec), optimizer, sources=1)
     return step, jax.tree.map(jax.numpy.asarray, new_state(*state_dict(model), optimizer, 0.0))
 

@@ -156,12 +156,18 @@ def recipe(
     c.data.loader.threads = 16
     c.data.loader.workers = 0  # worker processes; 0: threads of this process only
 
-    c.optimizer = ConfigDict()  # Adam; no weight decay
+    c.optimizer = ConfigDict()  # Adam
+    c.optimizer.weight_decay = 0.0  # above 0: AdamW
     c.optimizer.learning_rate = 5e-4
+    c.optimizer.schedule = "steps"  # or "cosine": falls to 0 at the end of the training or stage
     c.optimizer.warmup_steps = 500
     c.optimizer.warmup_factor = 0.001
-    c.optimizer.milestones = (170, 200)  # epochs
+    c.optimizer.milestones = (170, 200)  # epochs, of the schedule "steps"
     c.optimizer.decay = 0.1
+
+    # Later stages of the training, by name: an epoch `start`, counted from 0, and changed keys of `optimizer`, whose
+    # warm-up and schedule then begin again, and of data.augment, as `augment`.
+    c.stages = ConfigDict()
 
     c.eval = ConfigDict()
     c.eval.every_epochs = 10

@@ -30,6 +30,7 @@ from data_pipelines.mix import mix_weights
 from data_pipelines.pixels import augment_pixels
 from data_pipelines.prepared import load_prepared
 from data_pipelines.processes import become_worker, starting_workers
+from data_pipelines.stages import settings_by_epoch
 from data_pipelines.transforms import Augmentation, View
 from data_pipelines.types import Batch, Config, Crops
 
@@ -68,7 +69,7 @@ class TrainData:
     input_size: tuple[int, int]
     keypoints: KeypointSet
     warp: str
-    augmentation: Augmentation
+    augmentations: tuple[tuple[int, Augmentation], ...]  # of each stage of the training, from a sample index on
     seed: int
     weights: tuple[float, ...] = ()  # sampling weight of each source; empty: in proportion to its people
     epoch_size: int = 0  # samples per epoch of a weighted mix
@@ -77,9 +78,9 @@ class TrainData:
     def load(cls, config: Config, crops: Crops) -> TrainData:
         """Reads the annotations of `config.data.train`'s sources, mapped to the set `config.keypoints`.
 
-        Of `config` it uses `seed`, `keypoints`, `cache_dir` and `data`; `crops` is the codec.
+        Of `config` it uses `seed`, `keypoints`, `cache_dir`, `data`, `stages` and `batch_size`; `crops` is the codec.
         """
-        data = config["data"]
+        data, batch_size = config["data"], config["batch_size"]
         sources = [
             dataclasses.replace(_mapped(_annotated(config, source), source, config), name=name)
             for name, source in data["train"].items()
@@ -87,9 +88,13 @@ class TrainData:
         if not sources:
             raise InputError("config.data.train names no source")
         weights, epoch_size = mix_weights(data, [source.name for source in sources])
-        target, augmentation = keypoint_set(config["keypoints"]), Augmentation(**data["augment"])
-        size, warp, seed = crops.input_size, crops.warp, config["seed"]
-        return cls(tuple(sources), size, target, warp, augmentation, seed, weights, epoch_size)
+        samples_per_epoch = -(-(epoch_size or sum(map(len, sources))) // batch_size) * batch_size
+        augmentations = tuple(
+            (epoch * samples_per_epoch, Augmentation(**settings))
+            for epoch, settings in settings_by_epoch(config, "augment")
+        )
+        target, seed = keypoint_set(config["keypoints"]), config["seed"]
+        return cls(tuple(sources), crops.input_size, target, crops.warp, augmentations, seed, weights, epoch_size)
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -149,6 +154,10 @@ class TrainData:
                 last = error
         raise InputError(f"sample {index}: {_ATTEMPTS} images in a row cannot be read; the last: {last}")
 
+    def augmentation(self, index: int) -> Augmentation:
+        """The augmentation of sample `index`."""
+        return next(settings for start, settings in reversed(self.augmentations) if index >= start)
+
     def _locate(self, row: int) -> tuple[int, Instances, int]:
         for number, source in enumerate(self.sources):
             if row < len(source):
@@ -158,26 +167,26 @@ class TrainData:
 
     def _augmented(self, rng: np.random.Generator, index: int, row: int, valid: bool) -> Batch:
         number, source, row = self._locate(row)
+        augmentation = self.augmentation(index)
         picture = source.open(row)
         labels = source.points(row)
         keypoints, visible = labels[:, :2], np.minimum(labels[:, 2], 1)
         view = transforms.view_of_box(_clipped(source, row, picture.size))
 
         width = picture.size[1]
-        flip = rng.random() < self.augmentation.flip
+        flip = rng.random() < augmentation.flip
         if flip:
             order = self.keypoints.flip_indices
             keypoints, visible = keypoints[order], visible[order]
             keypoints[:, 0] = width - 1 - keypoints[:, 0]
             view = View(np.array([width - 1 - view.center[0], view.center[1]], np.float32), view.scale)
-        half_body = self.augmentation.half_body
-        view = transforms.random_half_body(rng, view, keypoints, visible, self.keypoints, half_body)
-        view = transforms.random_view(rng, view, self.augmentation).fix_aspect(self.input_size)
+        view = transforms.random_half_body(rng, view, keypoints, visible, self.keypoints, augmentation.half_body)
+        view = transforms.random_view(rng, view, augmentation).fix_aspect(self.input_size)
 
         matrix = transforms.warp_matrix(view, self.input_size, self.warp)
         from_image = transforms.mirrored(matrix, width) if flip else matrix
         # Pixels last, so that the person and the view do not depend on pixel augmentations.
-        crop = augment_pixels(rng, _crop(picture, from_image, self.input_size), self.augmentation)
+        crop = augment_pixels(rng, _crop(picture, from_image, self.input_size), augmentation)
         return {
             "image": crop,
             "keypoints": transforms.warp_points(keypoints, matrix),

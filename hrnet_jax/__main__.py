@@ -3,7 +3,7 @@
 import ast
 import pathlib
 
-COMMANDS = ("train", "evaluate", "predict", "convert", "export", "report", "aot", "launch")
+COMMANDS = ("train", "evaluate", "predict", "convert", "export", "report", "schedule", "aot", "launch")
 
 
 def main() -> None:

@@ -35,7 +35,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.experimental import serialize_executable, topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -51,7 +50,8 @@ from hrnet_jax.mesh import create_mesh, on_mesh, replicated
 from hrnet_jax.models import FunctionalModel, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.tpu.hlo import collectives
-from hrnet_jax.training.step import learning_rate, make_train_step, new_state
+from hrnet_jax.training.schedule import create_optimizer, learning_rate
+from hrnet_jax.training.step import make_train_step, new_state
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
         eval_step: Any = make_eval_step(folded, codec, joints.flip_indices, config.eval.flip_test)
         return eval_step.lower(on_mesh(weights, replicated(mesh)), {}, batch["image"])
     # The epoch length is a constant of the schedule and affects neither time nor memory.
-    optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=1000))
+    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000))
     state = jax.eval_shape(lambda params, stats: new_state(params, stats, optimizer, config.ema), params, stats)
     train_step: Any = make_train_step(
         *(network, codec, optimizer, len(config.data.train)),

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from data_pipelines.checks import check_regular
 from data_pipelines.errors import InputError, brief
 from data_pipelines.mix import mix_weights
+from data_pipelines.stages import settings_by_epoch
 from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.schema import KEYS
@@ -126,6 +127,7 @@ def check(config: ConfigDict, training: bool = True) -> None:
         raise InputError(f"config.data.format='tfds': set config.data.{bare[0]}.prepared to a folder of records")
     if training:
         mix_weights(data, list(data.train))
+        settings_by_epoch(config, "augment")
         first, last = config.profile
         if not (1 <= first <= last or first == last == 0):
             raise InputError(f"config.profile=({first}, {last}): must be a first and a last step from 1, or (0, 0)")

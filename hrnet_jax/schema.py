@@ -154,6 +154,8 @@ KEYS = {
     "data.max_unreadable": Key(float, *_SHARE, training=True, free=True),
     "data.loader.threads": Key(int, 1, 1024, free=True),
     "data.loader.workers": Key(int, 0, 1024, training=True, free=True),
+    "optimizer.weight_decay": Key(float, 0, 1, training=True),
+    "optimizer.schedule": Key(str, choices=("steps", "cosine"), training=True),
     "optimizer.learning_rate": Key(float, high=1000, above=0, training=True),
     "optimizer.warmup_steps": Key(int, *_COUNT, training=True),
     "optimizer.warmup_factor": Key(float, *_SHARE, training=True),
@@ -170,4 +172,11 @@ KEYS = {
     "checkpoint.every_epochs": Key(int, *_POSITIVE, training=True, free=True),
     "checkpoint.keep": Key(int, *_POSITIVE, free=True),
     "log_every": Key(int, *_POSITIVE, training=True, free=True),
+    "stages.*.start": Key(int, *_POSITIVE, training=True),
+}
+# What a stage may change.
+KEYS |= {
+    f"stages.*.{path.removeprefix('data.')}": dataclasses.replace(key, optional=True)
+    for path, key in KEYS.items()
+    if path.startswith(("data.augment.", "optimizer.")) and path != "optimizer.weight_decay"
 }

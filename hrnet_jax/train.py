@@ -27,7 +27,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import optax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -49,11 +48,11 @@ from hrnet_jax.training.curves import draw_curves
 from hrnet_jax.training.identity import check_experiment, continued, described, trained_on
 from hrnet_jax.training.lease import hold
 from hrnet_jax.training.record import RunRecord, describe_devices
+from hrnet_jax.training.schedule import create_optimizer, learning_rate
 from hrnet_jax.training.step import (
     TrainState,
     by_canonical_name,
     from_items,
-    learning_rate,
     make_train_step,
     new_state,
     to_items,
@@ -110,8 +109,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         # Model, optimizer, evaluator.
         model = abstract_model(config)
         network = FunctionalModel.of(model)
-        schedule = learning_rate(config.optimizer, steps_per_epoch)
-        optimizer = optax.adam(schedule)
+        schedule = learning_rate(config, steps_per_epoch)
+        optimizer = create_optimizer(config, schedule)
         train_step = make_train_step(
             network, codec, optimizer, len(sources), parts=config.accumulate, devices=mesh.size, ema_decay=config.ema
         )

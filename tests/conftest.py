@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from hrnet_jax.config import load_config
-from tests.helpers import REPOSITORY, local_config
+from tests.helpers import REPOSITORY, STAGED, STAGES, local_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -129,12 +129,12 @@ def trained(shared, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(shared, tmp_path_factory):
-    """A finished run of four epochs of six steps, for those that are interrupted to be compared with; only read it."""
+    """A finished run of `STAGED`, for those that are interrupted to be compared with; only read it."""
     from hrnet_jax.train import train
 
     def make(workdir):
-        config = local_config(shared)
-        config.epochs = 4
+        config = local_config(shared, STAGED)
+        config.update_from_flattened_dict(STAGES)
         train(config, workdir)
 
     return made_once(tmp_path_factory, "undisturbed", make)

@@ -18,6 +18,10 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 # Two branches until the end: a third of tiny's layers to trace and to compile. Commands know it by `-m tests.micro`.
 VARIANTS["micro"] = Variant(width=4, stem=4, bottlenecks=1, modules=(1, 0, 0), blocks=1)
 
+# A recipe of stages, one from the third epoch on and one in the fourth, the last one, each of six steps.
+STAGED = "coco_aic_udp_ema"
+STAGES = {"epochs": 4, "stages.cutout.start": 2, "stages.mild.start": 3, "data.epoch_size": 95}
+
 # Of all runs on several hosts: each starts two processes, which find the programs that others compiled.
 ON_HOSTS = {"log_every": 1, "model.group_size": 4, "optimizer.warmup_steps": 50}
 
@@ -65,11 +69,11 @@ def local_config(shared, name="coco_aic_merge", variant="micro"):
     return config
 
 
-def training(shared, workdir, overrides):
+def training(shared, workdir, overrides, name="coco_aic_merge"):
     """What follows `python -m` to train as `local_config` says, with overrides of its keys."""
     overrides = {"data.root": shared / "data", "data.eval.boxes": "", "model.variant": "micro", **overrides}
     return [
-        *("tests.micro", "hrnet_jax.train", "--config", f"{REPOSITORY}/configs/coco_aic_merge.py:runlocal"),
+        *("tests.micro", "hrnet_jax.train", "--config", f"{REPOSITORY}/configs/{name}.py:runlocal"),
         *("--workdir", str(workdir), *(f"--config.{key}={value}" for key, value in overrides.items())),
     ]
 

@@ -18,7 +18,12 @@ from tests.helpers import REPOSITORY, mistake, run
 COMMANDS = {
     **{"hrnet_jax.train": "--workdir", "hrnet_jax.evaluate": "--checkpoint", "hrnet_jax.predict": "--box_threshold"},
     **{"hrnet_jax.convert": "--ema", "hrnet_jax.export": "--dtype", "hrnet_jax.report": "--output"},
-    **{"hrnet_jax.aot": "--topology", "hrnet_jax.launch": "--[no]dry_run", "hrnet_jax": "COMMAND --help"},
+    **{
+        "hrnet_jax.schedule": "--steps_per_epoch",
+        "hrnet_jax.aot": "--topology",
+        "hrnet_jax.launch": "--[no]dry_run",
+        "hrnet_jax": "COMMAND --help",
+    },
     **{"data_pipelines.synthetic": "--coco_train", "data_pipelines.prepare": "--against", "eval.coco": "use_area"},
 }
 

@@ -22,7 +22,8 @@ from hrnet_jax.convert import load_torch_state_dict
 from hrnet_jax.inference.steps import MEAN, STD, make_eval_step, normalise, to_image
 from hrnet_jax.models import FunctionalModel, abstract_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
-from hrnet_jax.training.step import learning_rate, make_train_step, new_state
+from hrnet_jax.training.schedule import learning_rate
+from hrnet_jax.training.step import make_train_step, new_state
 from tests.parity_table import record
 
 W32 = {"model": {"variant": "w32"}, "keypoints": "coco"}
@@ -232,8 +233,8 @@ def test_bfloat16(w32):
 def test_learning_rate(golden):
     facts = json.loads((golden / "lr_schedule.json").read_text())
     known = {int(step): rate for step, rate in facts["lr_at_iteration"].items()}
-    config = common.recipe(keypoints="coco", train={}, evaluate={}).optimizer
-    assert config.learning_rate == facts["base_lr"]
+    config = common.recipe(keypoints="coco", train={}, evaluate={})
+    assert config.optimizer.learning_rate == facts["base_lr"]
     # Linear or constant between the steps that the file lists.
     expected = np.interp(np.arange(max(known) + 1), list(known), list(known.values()))
     rates = np.asarray(jax.vmap(learning_rate(config, facts["iters_per_epoch"]))(np.arange(max(known) + 1)))

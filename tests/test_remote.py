@@ -17,14 +17,13 @@ from data_pipelines.errors import InputError
 from hrnet_jax.training import metrics
 from hrnet_jax.weights import checkpoint
 from tests import gcs_server
-from tests.helpers import REPOSITORY, run, training
+from tests.helpers import REPOSITORY, STAGED, STAGES, run, training
 
 WORKDIR = "gs://bucket/runs/a"
-EPOCHS = 4  # of six steps, each saved
 
 
 def arguments(shared, workdir, **more):
-    return training(shared, workdir, {"epochs": EPOCHS, **more})
+    return training(shared, workdir, {**STAGES, **more}, STAGED)
 
 
 @pytest.fixture(scope="module")

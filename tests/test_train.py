@@ -26,12 +26,13 @@ from hrnet_jax.outcomes import Aborted
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
 from hrnet_jax.training.identity import check_experiment
-from hrnet_jax.training.step import from_items, learning_rate, make_train_step, new_state, to_items
+from hrnet_jax.training.schedule import create_optimizer, learning_rate
+from hrnet_jax.training.step import from_items, make_train_step, new_state, to_items
 from hrnet_jax.training.stopping import StopRequest
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.checkpoint import Checkpoints
 from hrnet_jax.weights.folder import save_folder
-from tests.helpers import REPOSITORY, local_config, run, training
+from tests.helpers import REPOSITORY, STAGED, STAGES, local_config, run, training
 
 FIELDS = ("image", "keypoints", "visible", "source")
 
@@ -44,7 +45,7 @@ def test_two_devices_train_like_one(shared, group_size):
     data = TrainData.load(config, create_codec(config.codec))
     batches = [{name: data.batches(16)[step][name] for name in FIELDS} for step in range(10)]
     model = create_model(config)
-    codec, optimizer = create_codec(config.codec), optax.adam(learning_rate(config.optimizer, steps_per_epoch=6))
+    codec, optimizer = create_codec(config.codec), create_optimizer(config, learning_rate(config, steps_per_epoch=6))
 
     def trace(devices):
         mesh = create_mesh(devices)
@@ -115,10 +116,10 @@ def test_both_sources_are_learnt(shared, tmp_path, name):
     assert {len(result["keypoints"]) for result in results} == {17 * 3}
 
 
-def state_of(workdir, ema=0.0):
+def state_of(workdir):
     """All arrays of the newest checkpoint and its meta."""
     config = from_json(pathlib.Path(workdir) / "config.json")
-    state = new_state(*state_dict(create_model(config)), optax.adam(lambda step: 1e-3), ema)
+    state = new_state(*state_dict(create_model(config)), optax.adam(lambda step: 1e-3), config.ema)
     abstract = to_items(on_mesh(state, replicated(create_mesh(jax.devices()[:1]))))
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2) as checkpoints:
         restored, meta = checkpoints.restore(abstract)
@@ -126,8 +127,11 @@ def state_of(workdir, ema=0.0):
 
 
 def test_an_interrupted_run_continues_to_the_same_bits(shared, undisturbed, tmp_path):
-    """Ctrl-C within an epoch saves and exits with 75; the same command then ends where no stop would have."""
-    arguments = training(shared, tmp_path / "stopped", {"epochs": 4})
+    """Ctrl-C within an epoch saves and exits with 75; the same command then ends where no stop would have.
+
+    Stages begin at steps 12 and 18.
+    """
+    arguments = training(shared, tmp_path / "stopped", STAGES, STAGED)
     command = [sys.executable, "-m", *arguments]
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -346,7 +350,7 @@ def one_step(shared, *, parts=1, ema_decay=0.0, steps=1, devices=None, change=la
     codec = create_codec(config.codec)
     data = TrainData.load(config, codec)
     model = create_model(config)
-    optimizer = optax.adam(learning_rate(config.optimizer, steps_per_epoch=6))
+    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=6))
     mesh = create_mesh(jax.devices()[:devices])
     params, stats = state_dict(create_model(config))
     state = jax.device_put(new_state(params, stats, optimizer, ema_decay), replicated(mesh))
@@ -445,7 +449,7 @@ def test_averages_are_what_is_evaluated_and_kept(shared, tmp_path):
     config = local_config(shared)
     config.ema = 0.9
     train(config, tmp_path)
-    state, _ = state_of(tmp_path, ema=0.9)
+    state, _ = state_of(tmp_path)
     loaded = checkpoint.load(tmp_path)
     assert "moving averages" in loaded.origin
     for name, array in from_items(state).ema["params"].items():

@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from hrnet_jax.codecs import Codec
 from hrnet_jax.codecs.heatmaps import pck_accuracy, pck_counts
@@ -128,19 +126,6 @@ def make_train_step(
         return new, measured
 
     return jax.jit(train_step, donate_argnums=0)
-
-
-def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable[[Any], Array]:
-    """The learning rate of a 0-based step: linear warm-up, then a decay at each milestone (in epochs)."""
-    last = np.iinfo(np.int32).max  # the largest step
-    milestones = np.array([min(epoch * steps_per_epoch, last) for epoch in config.milestones], np.int32)
-
-    def rate(step: Any) -> Array:
-        through = jnp.minimum(step / max(config.warmup_steps - 1, 1), 1.0)
-        warmup = config.warmup_factor + (1 - config.warmup_factor) * through
-        return config.learning_rate * warmup * config.decay ** jnp.sum(step >= milestones)
-
-    return rate
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
