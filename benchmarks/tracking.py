@@ -38,6 +38,7 @@ _STANDING = {
 _SWING = {"elbow": -0.06, "wrist": -0.13, "knee": 0.10, "ankle": 0.20}
 
 SCENES = {
+    "standing": "3 people who shift their weight",
     "apart": "3 people in lanes of their own, one of whom runs",
     "exits and returns": "3 people who leave the picture or are hidden, for 0.2 to 3 s",
     "crossings": "6 people, each of whom crosses another; who is behind is missing while half covered",
@@ -114,12 +115,18 @@ def walkers(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
         height = rng.uniform(150, 250)
         if pairs:  # they meet in the middle of their lane
             lane, side = divmod(number, 2)
-            start, end, y = WIDTH * (0.1 + 0.8 * side), WIDTH * (0.9 - 0.8 * side), 140 + 220 * lane + rng.uniform(-9, 9)
+            start, end, y = (
+                WIDTH * (0.1 + 0.8 * side),
+                WIDTH * (0.9 - 0.8 * side),
+                140 + 220 * lane + rng.uniform(-9, 9),
+            )
         else:
             start, end, y = WIDTH * rng.uniform(0.1, 0.4), WIDTH * rng.uniform(0.6, 0.9), 120 + 240 * number
         pace = rng.uniform(0.9, 1.1) * (2.5 if kind == "apart" and number == 0 else 1.0)
         share = seconds / 10 * pace
-        if kind == "meetings":
+        if kind == "standing":
+            end, pace = start + 0.1 * height, 0.3 * pace
+        elif kind == "meetings":
             share = np.minimum(share, pace - share)
         elif pace > 2:  # to and fro
             share = (1 - np.cos(np.pi * share)) / 2

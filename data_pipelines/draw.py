@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,7 +52,7 @@ def skeleton(
 
 def people(
     image: UInt8[np.ndarray, "h w 3"],
-    people: Sequence[Mapping[str, np.ndarray]],
+    people: Sequence[Mapping[str, Any]],
     keypoint_set: KeypointSet,
     threshold: float,
     zoom: float = 1.0,
@@ -60,7 +61,8 @@ def people(
 
     Args:
       image: RGB, `zoom` times the size of the image that was predicted on.
-      people: `keypoints` [K,2] in image pixels and `scores` [K] of each.
+      people: `keypoints` [K,2] in image pixels and `scores` [K] of each; with `track_id` and `bbox` (xywh), the box is
+        drawn in the identity's colour, with its number.
       keypoint_set: provides lines and colours.
       threshold: keypoints with a lower score are omitted.
       zoom: the image's scale.
@@ -68,6 +70,23 @@ def people(
     for person in people:
         shown = person["scores"] > threshold
         skeleton(image, person["keypoints"] * zoom, shown, keypoint_set, line_width(image))
+        if "track_id" in person:
+            _identity(image, person["bbox"] * zoom, person["track_id"])
+
+
+def _identity(image: UInt8[np.ndarray, "h w 3"], box: Float[np.ndarray, "4"], number: int) -> None:
+    """Draws a box (xywh) and its number; numbers that follow each other have hues far apart."""
+    hue = round(180 * (0.618 * number % 1))  # of OpenCV's 180; a golden ratio further for each number
+    colour = cv2.cvtColor(np.array([[[hue, 200, 235]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].tolist()
+    height, width = image.shape[:2]
+    edges = np.clip(np.round([*box[:2], *(box[:2] + box[2:])]), 0, [width - 1, height - 1] * 2)
+    left, top, right, bottom = edges.astype(int).tolist()
+    line, text, scale, font = line_width(image), str(number), line_width(image) / 4, cv2.FONT_HERSHEY_SIMPLEX
+    thickness = max(1, line // 2)
+    cv2.rectangle(image, (left, top), (right, bottom), colour, thickness, cv2.LINE_AA)
+    across, down = cv2.getTextSize(text, font, scale, thickness)[0]
+    cv2.rectangle(image, (left, top), (left + across + line, top + down + 2 * line), colour, -1)
+    cv2.putText(image, text, (left, top + down + line), font, scale, (0, 0, 0), thickness, cv2.LINE_AA)
 
 
 def line_width(image: UInt8[np.ndarray, "h w 3"]) -> int:

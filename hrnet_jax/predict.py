@@ -4,8 +4,9 @@
 
 writes predictions.json, and drawn/NAME.png for each image or drawn.mp4. --boxes takes a COCO annotation file (whose
 keypoints are drawn beside the predictions), detections (COCO results, a folder of Ultralytics labels, a MOT file, or a
-JSON object {file name: [[x, y, width, height], ...]}), or an .npy array [N,4] of boxes for every image. Without
---boxes, each image shows one person. See docs/predict.md.
+JSON object {file name: [[x, y, width, height], ...]}), or an .npy array [N,4] of boxes for every image. --detector
+finds the boxes itself. Without both, each image shows one person. In a video, people have a `track_id` and smoothed
+keypoints. See docs/predict.md.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ OPTIONS: cli.Options = {
         "",
         "COCO annotation file: image ids for --boxes, and keypoints to draw beside the predictions",
     ),
+    "detector": (
+        "",
+        "finds the people: default, a model or folder of transformers, rtmdet:FILE.onnx or yolox:FILE.onnx",
+    ),
+    "detector_threshold": (0.5, "omits the detector's boxes with a lower score"),
+    "detector_class": ("person", "the class to find, by its name; by its number in an ONNX file"),
+    "detect_every": (1, "video: the detector runs in every n-th frame; between, boxes follow the keypoints"),
+    "track": (True, "video: identities over the frames"),
+    "smooth": (True, "video: smooths the keypoints of each track; they lag by about half a frame"),
     "box_format": ("xywh", "or xyxy: corners, of detections, boxes by file name and .npy"),
-    "box_threshold": (0.3, "omits detections with a lower score"),
+    "box_threshold": (0.3, "omits detections of --boxes with a lower score"),
     "score_threshold": (0.3, "omits keypoints with a lower score from the pictures"),
     "flip_test": (True, "averages over two mirrored views (if config.eval.flip_test): better, twice the work"),
     "draw": (True, "writes pictures"),
@@ -36,7 +46,6 @@ OPTIONS: cli.Options = {
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import logging
@@ -45,7 +54,6 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
@@ -53,11 +61,15 @@ from ml_collections import ConfigDict
 
 from data_pipelines import command_line, draw, storage
 from data_pipelines.errors import InputError, printable, utf8
+from data_pipelines.images import Pixels
 from data_pipelines.keypoints import KeypointSet, keypoint_set
+from hrnet_jax.inference import detectors
 from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.boxes import BoxFile, read_boxes
-from hrnet_jax.inference.predictor import BoxedImage, Person, Predictor, config_errors
-from hrnet_jax.inference.sources import Pixels, Shot, Source
+from hrnet_jax.inference.people import Finder, Shown, VideoOptions
+from hrnet_jax.inference.pictures import Pictures
+from hrnet_jax.inference.predictor import Person, Predictor, config_errors
+from hrnet_jax.inference.sources import Source
 from hrnet_jax.weights import checkpoint
 
 FORMAT_VERSION = 1
@@ -73,19 +85,17 @@ class Look(NamedTuple):
     heatmaps: bool = False
 
 
-class _Waiting(NamedTuple):
-    """What is known of an image whose results are awaited; the picture is `zoom` times its size."""
-
-    shot: Shot
-    scores: list[float]
-    picture: Pixels | None
-    zoom: float
-
-
 def predict(
-    predictor: Predictor, source: Source, output: str | os.PathLike, boxes: BoxFile | None, look: Look | None
+    predictor: Predictor,
+    source: Source,
+    output: str | os.PathLike,
+    boxes: BoxFile | None,
+    look: Look | None,
+    video: VideoOptions | None = None,
 ) -> tuple[int, int, int]:
     """Predicts on all images of a source and writes predictions.json and, unless `look` is None, the pictures.
+
+    The boxes are those of the predictor's detector, if it has one.
 
     Returns the numbers of predicted images, of people and of unusable images; the latter are logged. Raises InputError
     if no image could be used, or a file cannot be written; for a picture, only after predictions.json is complete.
@@ -99,35 +109,14 @@ def predict(
         unusable.append(reason)
         logger.warning("left out: %s", reason)
 
-    def prepare(shot: Shot) -> BoxedImage | InputError:
-        try:
-            pixels = shot.read()
-            xywh, scores = boxes.of(shot.key, pixels.shape[:2]) if boxes else (None, [1.0])
-            item = predictor.prepare(pixels, xywh, name=shot.where, clip=bool(boxes and boxes.annotated))
-        except InputError as error:
-            return error
-        height, width = pixels.shape[:2]
-        shot.record.update({"width": width, "height": height})
-        picture, zoom = (pixels, 1.0) if look else (None, 0.0)
-        if look and max(height, width) > draw.LONGEST:  # keeps pictures that wait for results small
-            picture, zoom = draw.zoomed(pixels, draw.LONGEST)
-        return dataclasses.replace(item, tag=_Waiting(shot, scores, picture, zoom))
-
-    def usable() -> Iterator[BoxedImage]:
-        for item in ahead(prepare, source.shots(predictor.max_megapixels, leave_out)):
-            if isinstance(item, InputError):
-                leave_out(str(item))
-            else:
-                yield item
-
-    def finish(result: tuple[BoxedImage, list[Person]]) -> tuple[dict[str, Any], Pixels | None]:
+    def finish(result: tuple[Shown, list[Person]]) -> tuple[dict[str, Any], Pixels | None]:
         """A record, and a video's frame; other pictures are written here, by threads."""
-        item, people = result
-        shot, scores, picture, zoom = item.tag
-        record = {**shot.record, "people": [_plain(*pair) for pair in zip(people, scores, strict=True)]}
-        if not look or pictures.problem:
+        (shot, picture, zoom), people = result
+        record = {**shot.record, "people": [_plain(person) for person in people]}
+        if picture is None or pictures.problem:
             return record, None
         truth = boxes.truth.get(shot.key) if boxes else None
+        assert look is not None  # or there would be no picture
         drawn = _drawn(picture, zoom, people, truth, predictor.keypoint_set, look)
         if source.is_video:
             return record, drawn
@@ -139,14 +128,16 @@ def predict(
         "model": utf8(predictor.origin),
         "keypoints": list(predictor.keypoint_set.names),
     }
+    heatmaps = bool(look and look.heatmaps)
+    finder = Finder(predictor, boxes, video or VideoOptions(), look is not None, heatmaps, leave_out)
     images = people_seen = 0
-    pictures = _Pictures(folder, source.frames_a_second)
+    pictures = Pictures(folder, source.frames_a_second)
     with (
         command_line.progress(source.total or None) as advance,
         _record_writer(folder / "predictions.json", head) as write_record,
         pictures,
     ):
-        for record, frame in ahead(finish, predictor.people(usable(), heatmaps=bool(look and look.heatmaps))):
+        for record, frame in ahead(finish, finder.people(source)):
             write_record(record)
             if frame is not None:
                 pictures.add("", frame)
@@ -170,21 +161,30 @@ def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
     with config_errors(values["checkpoint"]):
         labels = keypoint_set(config.data.eval.keypoints)
         config.eval.flip_test = config.eval.flip_test and values["flip_test"]
+    if values["boxes"] and values["detector"]:
+        raise InputError("--boxes and --detector: only one of them can find the people")
+    if not values["detect_every"]:
+        raise InputError("--detect_every=0: must be 1 or more")
     boxes = None
     if values["boxes"] or values["annotations"]:
         path = values["boxes"] or values["annotations"]
         boxes = read_boxes(path, labels, values["annotations"], values["box_threshold"], values["box_format"])
         names = [utf8(name) for name in source.names]
-        if names and boxes.same is None and not any(boxes.of(name)[0] for name in names):
+        if names and not values["detector"] and boxes.same is None and not any(boxes.of(name)[0] for name in names):
             raise InputError(f"{path}: has no box for {names[0]} or any other image in {source.path}")
         others = boxes.unknown(names)
         if others and os.path.isdir(source.path):
             logger.warning("%s: %d names are not images in %s, e.g. %s", path, len(others), source.path, others[0])
     with config_errors(values["checkpoint"]):
         trained = checkpoint.load(values["checkpoint"])._replace(config=config)
-    predictor = Predictor(trained, batch_size=values["batch_size"], max_megapixels=values["max_megapixels"])
+    detector = None
+    if values["detector"]:
+        detector = detectors.create(values["detector"], values["detector_threshold"], values["detector_class"])
+    sizes = {name: values[name] for name in ("batch_size", "max_megapixels")}
+    predictor = Predictor(trained, detector=detector, **sizes)
     look = Look(values["score_threshold"], labels, values["heatmaps"]) if values["draw"] else None
-    images, people, unusable = predict(predictor, source, values["output"], boxes, look)
+    video = VideoOptions(values["track"], values["smooth"], values["detect_every"])
+    images, people, unusable = predict(predictor, source, values["output"], boxes, look, video)
     left_out = f"; {unusable} could not be used, see above" if unusable else ""
     print(printable(f"{images} images, {people} people: {values['output']}{left_out}"))
 
@@ -212,11 +212,13 @@ def _drawn(
     return draw.side_by_side({"annotated": theirs, "predicted": ours})
 
 
-def _plain(person: Person, score: float) -> dict[str, Any]:
+def _plain(person: Person) -> dict[str, Any]:
     """A person as JSON, rounded: pixels to two decimals, scores to four."""
+    identity = {"track_id": person["track_id"]} if "track_id" in person else {}
     return {
+        **identity,
         "bbox": np.round(person["bbox"].astype(float), 2).tolist(),
-        "box_score": round(score, 4),
+        "box_score": round(person["box_score"], 4),
         "keypoints": np.round(person["keypoints"].astype(float), 2).tolist(),
         "scores": np.round(person["scores"].astype(float), 4).tolist(),
     }
@@ -230,90 +232,6 @@ def _record_writer(path: epath.Path, head: dict[str, Any]) -> Iterator[Callable[
         file.write(f'{json.dumps(head)[:-1]}, "images": [')
         yield lambda record: print(f"{next(separators)}\n{json.dumps(record)}", end="", file=file)
         file.write("\n]}\n")
-
-
-class _Pictures:
-    """A context that writes pictures: drawn/NAME.png, or the frames of drawn.mp4.
-
-    Attributes:
-      problem: the first write error; empty if there was none.
-    """
-
-    def __init__(self, output: epath.Path, frames_a_second: float):
-        self.problem = ""
-        self._output, self._frames_a_second = output, frames_a_second
-        self._video = contextlib.ExitStack()
-        self._append: Callable[[Pixels], None] | None = None
-
-    def add(self, name: str, picture: Pixels) -> None:
-        """Writes the picture of an image, or the next frame."""
-        with self._problem_kept():
-            if not self._frames_a_second:
-                # Not synced: after a power cut, the command can be repeated.
-                draw.write_png(self._output / "drawn" / f"{name}.png", picture, sync=False)
-                return
-            if not self._append:
-                video = _video_writer(self._output / "drawn.mp4", self._frames_a_second, picture.shape[1::-1])
-                self._append = self._video.enter_context(video)
-            self._append(picture)
-
-    def __enter__(self) -> _Pictures:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        with self._problem_kept():
-            self._video.__exit__(*error)
-
-    @contextlib.contextmanager
-    def _problem_kept(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError as error:
-            self.problem = self.problem or str(error)
-
-
-@contextlib.contextmanager
-def _video_writer(
-    path: epath.Path, frames_a_second: float, size: tuple[int, ...]
-) -> Iterator[Callable[[Pixels], None]]:
-    """Writes a video of frames of (width, height); the file appears when complete."""
-    with storage.whole(path) as partial, _named_in_ascii(partial) as name:
-        writer, written = cv2.VideoWriter(), 0
-        if not writer.open(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), _writable(frames_a_second), size):
-            raise InputError(f"{path}: cannot be written")
-
-        def append(picture: Pixels) -> None:
-            nonlocal written
-            if picture.shape[1::-1] != size:  # some videos change their resolution; OpenCV would drop the frame
-                picture = cv2.resize(picture, size)
-            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            written += 1
-
-        try:
-            yield append
-        finally:
-            writer.release()
-        video = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
-        whole = video.isOpened() and video.get(cv2.CAP_PROP_FRAME_COUNT) == written
-        video.release()
-        if not whole:  # OpenCV does not say why
-            raise InputError(f"{path}: cannot be written completely (is the disk full?)")
-
-
-def _writable(frames_a_second: float) -> float:
-    """The nearest rate that MPEG-4 stores as a fraction of 16-bit integers; OpenCV's denominators are powers of ten."""
-    base = next(base for base in (1000, 100, 10, 1) if frames_a_second * base < 2**16 - 1)
-    return max(round(frames_a_second * base) / base, 0.002)  # OpenCV rounds less to zero
-
-
-@contextlib.contextmanager
-def _named_in_ascii(path: pathlib.Path) -> Iterator[str]:
-    """An ASCII path to a file with an ASCII name; OpenCV crashes on folders that are not UTF-8."""
-    folder = os.open(path.parent, os.O_PATH)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,12 @@ from hrnet_jax.evaluate import evaluate
 from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.boxes import read_boxes
 from hrnet_jax.inference.evaluator import Evaluator
+from hrnet_jax.inference.pictures import Pictures
 from hrnet_jax.inference.predictor import Predictor, load
 from hrnet_jax.inference.sources import Source
 from hrnet_jax.mesh import create_mesh
 from hrnet_jax.models import abstract_model, initial_arrays, state_dict
-from hrnet_jax.predict import Look, _Pictures, predict
+from hrnet_jax.predict import Look, predict
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import save_folder
 from tests.helpers import REPOSITORY, mistake, run
@@ -746,7 +747,7 @@ def test_a_video_without_frames_gets_one_line(tmp_path):
 def test_odd_sizes_and_sizes_that_change_are_drawn(predictor, tmp_path):
     source = Source.find(moving_square(tmp_path / "clip.avi", "MJPG", size=(97, 65)), tmp_path, 50.0)
     assert predict(predictor, source, tmp_path / "o", None, LOOK) == (8, 8, 0)
-    pictures = _Pictures(epath.Path(tmp_path / "p"), 25.0)
+    pictures = Pictures(epath.Path(tmp_path / "p"), 25.0)
     with pictures:
         for height in (64, 64, 80):
             pictures.add("", np.full((height, 96, 3), height, np.uint8))

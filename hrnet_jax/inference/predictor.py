@@ -33,7 +33,9 @@ from data_pipelines.keypoints import keypoint_set
 from data_pipelines.transforms import View
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
+from hrnet_jax.inference import detectors
 from hrnet_jax.inference.ahead import ahead
+from hrnet_jax.inference.detectors import Detector
 from hrnet_jax.inference.steps import make_eval_step, make_heatmap_step, to_image
 from hrnet_jax.mesh import create_mesh, replicated
 from hrnet_jax.models import FunctionalModel, abstract_model
@@ -47,8 +49,8 @@ BATCH_SIZE = 16
 Image = Any
 
 # `keypoints` float32 [K,2], (x, y) in image pixels; `scores` float32 [K]; `labels` int64 [K], indices into the keypoint
-# set; `bbox` float32 [4], xywh.
-Person = dict[str, np.ndarray]
+# set; `bbox` float32 [4], xywh; `box_score`, a float: the detector's, or 1.
+Person = dict[str, Any]
 
 
 def load(
@@ -57,6 +59,7 @@ def load(
     batch_size: int = BATCH_SIZE,
     max_megapixels: float = MAX_MEGAPIXELS,
     flip_test: bool | None = None,
+    detector: Detector | str | os.PathLike | None = None,
 ) -> Predictor:
     """Loads a model for prediction.
 
@@ -66,15 +69,19 @@ def load(
       batch_size: number of people per batch, over all local devices; rounded up to a multiple of their number.
       max_megapixels: larger image files are refused without decoding.
       flip_test: whether to average over two mirrored views: better, twice the work. None: as the model was evaluated.
+      detector: finds the people of images that come without boxes: a callable or a name, see `detectors`. None: such an
+        image shows one person.
 
     Raises:
       InputError: there is no such model, it cannot be downloaded, or no model can be built from its config.
     """
+    if isinstance(detector, (str, os.PathLike)):
+        detector = detectors.create(detector)
     with config_errors(path):
         trained = checkpoint.load(path)
         if flip_test is not None:
             trained.config.eval.flip_test = flip_test
-    return Predictor(trained, batch_size=batch_size, max_megapixels=max_megapixels)
+    return Predictor(trained, batch_size=batch_size, max_megapixels=max_megapixels, detector=detector)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,12 +90,14 @@ class BoxedImage:
 
     Attributes:
       boxes: xywh in image pixels, as given.
+      scores: of the boxes.
       views: the regions that were cropped, one per box.
       crops: uint8 RGB, one per box.
       tag: any object, returned with the results.
     """
 
     boxes: Float[np.ndarray, "n 4"]
+    scores: list[float]
     views: list[View]
     crops: list[np.ndarray]
     tag: Any = None
@@ -105,16 +114,24 @@ class Predictor:
       origin: a description of where the weights were loaded from.
       keypoint_set: names, colours and skeleton of its keypoints.
       input_size: a crop's (height, width) in pixels.
+      detector: finds the people of images that are called without boxes, or None.
     """
 
-    def __init__(self, trained: Model, *, batch_size: int = BATCH_SIZE, max_megapixels: float = MAX_MEGAPIXELS):
+    def __init__(
+        self,
+        trained: Model,
+        *,
+        batch_size: int = BATCH_SIZE,
+        max_megapixels: float = MAX_MEGAPIXELS,
+        detector: Detector | None = None,
+    ):
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be 1 or more")
         self.config, self.origin = trained.config, trained.origin
         mesh = create_mesh(jax.local_devices())
         self._everywhere, self._split = replicated(mesh), NamedSharding(mesh, PartitionSpec("data"))
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        self.max_megapixels = max_megapixels
+        self.max_megapixels, self.detector = max_megapixels, detector
         with config_errors(self.origin):
             config_lib.check(self.config, training=False)
             self.keypoint_set = keypoint_set(self.config.keypoints)
@@ -151,7 +168,8 @@ class Predictor:
             3]. Sizes may differ. Files and PIL images are rotated by their EXIF orientation, and boxes refer to the
             rotated image.
           boxes: for each image (or for the single image) boxes in image pixels [N,4], [4] for one person, or None for
-            the full image. Boxes may extend beyond the image; the crop is black there.
+            what the detector finds; without a detector, the full image. Boxes may extend beyond the image; the crop is
+            black there.
           heatmaps: adds to each person `heatmaps`, float32 [h,w,K], the network's output averaged over the two views of
             the flip test, and `heatmap_matrix` [2,3], the affine map from image pixels to heatmap cells.
           clip: clips boxes to the image; MMPose clips annotated boxes but not detections.
@@ -174,12 +192,28 @@ class Predictor:
         elif not hasattr(boxes, "__len__") or len(boxes) != len(images):
             raise InputError(f"boxes: must be a list of {len(images)} tables or None, one per image")
 
-        def boxed(numbered: tuple[int, tuple[Image, Any]]) -> BoxedImage:
+        spread = ahead if len(images) > 1 else map  # threads take a while to start
+
+        def opened(numbered: tuple[int, tuple[Image, Any]]) -> tuple[str, Pixels, Any]:
             number, (image, image_boxes) = numbered
-            return self.prepare(image, image_boxes, name=f"image {number}", clip=clip, box_format=box_format)
+            return (*self._pixels(image, f"image {number}"), image_boxes)
+
+        def boxed(item: tuple[str, Pixels, Any]) -> BoxedImage:
+            name, pixels, image_boxes = item
+            return self.prepare(pixels, image_boxes, name=name, clip=clip, box_format=box_format)
+
+        def found(item: tuple[tuple[str, Pixels, Any], np.ndarray | None, list[float] | None]) -> BoxedImage:
+            (name, pixels, _), xywh, scores = item
+            return boxed(item[0]) if xywh is None else self.prepare(pixels, xywh, name=name, scores=scores)
 
         pairs = enumerate(zip(images, boxes, strict=True))
-        prepared = ahead(boxed, pairs) if len(images) > 1 else map(boxed, pairs)  # threads take a while to start
+        if self.detector is None:
+            prepared = spread(lambda numbered: boxed(opened(numbered)), pairs)
+        else:
+            without = detectors.in_batches(
+                self.detector, spread(opened, pairs), lambda item: item[1] if item[2] is None else None
+            )
+            prepared = spread(found, without)
         return [people for _, people in self.people(prepared, heatmaps=heatmaps)]
 
     def prepare(
@@ -190,9 +224,13 @@ class Predictor:
         name: str = "image",
         clip: bool = False,
         box_format: str = "xywh",
+        scores: list[float] | None = None,
         tag: Any = None,
     ) -> BoxedImage:
-        """Reads and crops an image with its boxes (see `__call__`); `name` identifies an array in messages."""
+        """Reads and crops an image with its boxes (see `__call__`; None: the full image) and their scores (1).
+
+        `name` identifies an array in messages.
+        """
         name, pixels = self._pixels(image, name)
         size = pixels.shape[0], pixels.shape[1]
         if boxes is None:
@@ -200,7 +238,8 @@ class Predictor:
         xywh = check_boxes(boxes, name, box_format)
         views = [self._view(box, size, clip, f"{name}: box {number}") for number, box in enumerate(xywh)]
         matrices = [transforms.warp_matrix(view, self.input_size, self._codec.warp) for view in views]
-        return BoxedImage(xywh, views, [transforms.warp_image(pixels, m, self.input_size) for m in matrices], tag)
+        crops = [transforms.warp_image(pixels, matrix, self.input_size) for matrix in matrices]
+        return BoxedImage(xywh, [1.0] * len(xywh) if scores is None else scores, views, crops, tag)
 
     def people(
         self, images: Iterable[BoxedImage], *, heatmaps: bool = False
@@ -243,7 +282,7 @@ class Predictor:
 
         Returns:
           One dict per person: `image_id`, `category_id` (1), `bbox` (xywh), `keypoints` (x, y and score, K times), and
-          `score`, the mean of the keypoints' scores: multiply it by the score of a detector's box if there is one.
+          `score`, the box's score times the mean of the keypoints' scores.
         """
         ids = range(len(results)) if image_ids is None else image_ids
         return [
@@ -252,7 +291,7 @@ class Predictor:
                 "category_id": PERSON,
                 "bbox": person["bbox"].tolist(),
                 "keypoints": np.column_stack([person["keypoints"], person["scores"]]).ravel().tolist(),
-                "score": float(person["scores"].mean()),
+                "score": float(person["box_score"] * person["scores"].mean()),
             }
             for image_id, people in zip(ids, results, strict=True)
             for person in people
@@ -309,17 +348,20 @@ class Predictor:
     def _finished(self, image: BoxedImage, answers: list[tuple[np.ndarray, ...]]) -> tuple[BoxedImage, list[Person]]:
         """An image with its people; their outputs are removed from the beginning of the list."""
         count = len(image.views)
-        people = [self._person(*row) for row in zip(image.boxes, image.views, answers[:count], strict=True)]
+        people = [
+            self._person(*row) for row in zip(image.boxes, image.scores, image.views, answers[:count], strict=True)
+        ]
         del answers[:count]
         return image, people
 
-    def _person(self, box: np.ndarray, view: View, answers: tuple[np.ndarray, ...]) -> Person:
+    def _person(self, box: np.ndarray, box_score: float, view: View, answers: tuple[np.ndarray, ...]) -> Person:
         keypoints, scores, *maps = answers
         person = {
             "keypoints": to_image(keypoints[None], view.center[None], view.scale[None], self._codec)[0],
             "scores": scores,
             "labels": np.arange(len(scores)),
             "bbox": box,
+            "box_score": box_score,
         }
         if maps:
             person["heatmaps"] = maps[0][..., :: self._codec.maps_per_keypoint]

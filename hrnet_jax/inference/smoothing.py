@@ -17,8 +17,8 @@ from jaxtyping import Float
 
 from hrnet_jax.inference.tracks import PATIENCE
 
-_REST = 1.5  # Hz, cutoff frequency of a keypoint at rest
-_GROWTH = 6.0  # Hz more per box size (square root of the area) per second
+_REST = 1.0  # Hz, cutoff frequency of a keypoint at rest
+_GROWTH = 10.0  # Hz more per box size (square root of the area) per second
 _SPEED = 1.0  # Hz, cutoff frequency of the speed
 
 _Person = TypeVar("_Person", bound=Mapping[str, Any])
@@ -68,7 +68,8 @@ class _Filter:
         newest = (points - self.points) / passed
         velocities = self.velocities + _share(_SPEED, passed) * (newest - self.velocities)
         speeds = np.linalg.norm(velocities, axis=-1, keepdims=True) / size
-        return _Filter(self.points + _share(_REST + _GROWTH * speeds, passed) * (points - self.points), velocities, frame)
+        share = _share(_REST + _GROWTH * speeds, passed)
+        return _Filter(self.points + share * (points - self.points), velocities, frame)
 
 
 def _share(cutoff: Any, seconds: float) -> Any:

@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
-import numpy as np
-from jaxtyping import UInt8
 
 from data_pipelines.errors import InputError, utf8
-from data_pipelines.images import read_rgb
+from data_pipelines.images import Pixels, read_rgb
 
 PHOTOS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
@@ -28,8 +26,6 @@ VIDEOS = (
 )
 
 _FRAMES_A_SECOND = 25.0  # of a video without a frame rate
-
-Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 class Shot(NamedTuple):
@@ -75,6 +71,8 @@ class Source:
 
         Raises InputError if there are none, or a video cannot be read or its frames are too large.
         """
+        if "://" in os.fspath(path):
+            raise InputError(f"{path}: streams are not read; record it to a file, and predict on the file")
         path = pathlib.Path(path)
         if path.is_dir():
             names = sorted(_photos_below(path, without))

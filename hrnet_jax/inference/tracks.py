@@ -6,9 +6,9 @@
         ids = tracker.update(people)
 
 People of a frame are assigned to tracks by the Hungarian method. A track expects its person where its velocity leads;
-the likeness of a track and a person is the mean of OKS and of the overlap of their enlarged boxes (after C-BIoU, Yang et
-al., WACV 2023: enlarged boxes still overlap if the motion is fast or unexpected). Appearance is not used: a person who
-comes back after `PATIENCE` seconds gets a new identity.
+the likeness of a track and a person is the mean of OKS and of the overlap of their enlarged boxes (after C-BIoU, Yang
+et al., WACV 2023: enlarged boxes still overlap if the motion is fast or unexpected). Appearance is not used: a person
+who comes back after `PATIENCE` seconds gets a new identity.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ PATIENCE = 1.0
 
 _LEAST_LIKENESS = 0.3  # of a track and its person
 _MARGIN = 0.5  # of a box's sides, added on each side before overlaps are measured
+# A person's box is its keypoints' extent and a margin; its median in COCO's annotations is an eighth on each side.
+_AROUND = 0.125
+_CERTAIN = 0.2  # scores above it make a box
 _NEWEST = 0.3  # weight of the newest displacement in a track's velocity
 
 
@@ -109,3 +112,24 @@ def _overlaps(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float
     high = np.minimum((low_a + size_a)[:, None], (low_b + size_b)[None])
     common = np.maximum(high - np.maximum(low_a[:, None], low_b[None]), 0).prod(axis=-1)
     return common / (size_a.prod(axis=-1)[:, None] + size_b.prod(axis=-1)[None] - common)
+
+
+def boxes_around(
+    people: Sequence[Mapping[str, Any]], size: tuple[int, ...]
+) -> tuple[Float[np.ndarray, "n 4"], list[float]]:
+    """Boxes (xywh) around people's keypoints for the next frame, of shape (height, width, ...), and their old scores.
+
+    People without two certain keypoints, or outside the frame, are left out.
+    """
+    boxes, scores = [], []
+    for person in people:
+        points = person["keypoints"][person["scores"] > _CERTAIN]
+        if len(points) < 2:
+            continue
+        low, high = points.min(axis=0), points.max(axis=0)
+        margin = _AROUND * (high - low)
+        low, high = low - margin, high + margin
+        if (np.minimum(high, size[1::-1]) - np.maximum(low, 0) >= 1).all():
+            boxes.append([*low, *(high - low)])
+            scores.append(person["box_score"])
+    return np.array(boxes, float).reshape(-1, 4), scores
