@@ -29,7 +29,7 @@ for _name, _value in {**SETTINGS, "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_C
 
 # What starts a process, trains, or builds a network. Tests that use one of these are slow.
 SLOW = {"subprocess", "multiprocessing", "train", "hrnet_jax.train"}
-SLOW |= {"create_model", "abstract_model", "Evaluator", "create_mesh", "experiment"}
+SLOW |= {"hrnet_jax.inference.predictor", "create_model", "abstract_model", "Evaluator", "create_mesh", "experiment"}
 
 # OpenCV, TensorStore and pycocotools chatter; ours is captured by caplog all the same.
 logging.getLogger("absl").setLevel(logging.WARNING)
@@ -138,3 +138,41 @@ def undisturbed(shared, tmp_path_factory):
         train(config, workdir)
 
     return made_once(tmp_path_factory, "undisturbed", make)
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory):
+    """A small synthetic data set."""
+    from data_pipelines.synthetic import write_dataset
+
+    sizes = {"coco_train": 1, "coco_val": 6, "aic_train": 2}
+    return made_once(tmp_path_factory, "people", lambda root: write_dataset(root, **sizes, processes=1))
+
+
+@pytest.fixture(scope="session")
+def folder(people, tmp_path_factory):
+    """A converted folder of an untrained network whose heatmaps have peaks of about 1."""
+    from hrnet_jax.models import abstract_model, initial_arrays, state_dict
+    from hrnet_jax.weights.folder import save_folder
+
+    config = load_config(str(REPOSITORY / "configs/quickstart.py"))
+    config.data.root = str(people)
+    config.model.variant = "tiny"
+    config.eval.batch_size = 4
+    config.eval.nms = "none"
+
+    def make(path):
+        params, stats = state_dict(abstract_model(config))
+        arrays = initial_arrays({**params, **stats}, seed=0)
+        arrays["head.final_layer.weight"] = arrays["head.final_layer.weight"] * 300
+        save_folder(path, config, arrays)
+
+    return made_once(tmp_path_factory, "tiny", make)
+
+
+@pytest.fixture(scope="session")
+def predictor(folder):
+    """Of that folder; do not change it but by monkeypatch."""
+    from hrnet_jax.inference.predictor import load
+
+    return load(folder, batch_size=4)

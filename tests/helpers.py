@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import logging
 import os
 import pathlib
@@ -10,6 +11,10 @@ import subprocess
 import sys
 from unittest import mock
 
+import cv2
+import numpy as np
+
+from data_pipelines.keypoints import COCO
 from data_pipelines.transforms import Augmentation
 from hrnet_jax.models import VARIANTS, Variant
 
@@ -128,3 +133,31 @@ def logging_as_before():
         logging.root.handlers[:] = handlers
         for logger, level in levels.items():
             logger.setLevel(level)
+
+
+def image(height=60, width=80, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 255, (height // 4, width // 4, 3), np.uint8)
+    return cv2.resize(noise, (width, height))
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def records(output):
+    """The images of a predictions.json."""
+    content = json.loads((output / "predictions.json").read_text())
+    assert content["keypoints"] == list(COCO.names)
+    return content["images"]
+
+
+def moving_square(path, codec="mp4v", rate=25.0, frames=8, size=(96, 64)):
+    """A video; the square is in the upper left of the first frame, and moves to the right."""
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), rate, size)
+    for n in range(frames):
+        frame = np.full((size[1], size[0], 3), 30, np.uint8)
+        frame[:20, 8 * n : 8 * n + 20] = 230
+        writer.write(frame)
+    writer.release()
+    return path

@@ -1,13 +1,10 @@
 """Prediction: what evaluation finds, from any images and boxes, by programs that are compiled once."""
 
-import dataclasses
 import io
 import json
 import os
 import pathlib
-import re
 import shutil
-import struct
 import subprocess
 import sys
 
@@ -17,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,65 +22,21 @@ from data_pipelines import draw
 from data_pipelines.errors import InputError
 from data_pipelines.images import read_image
 from data_pipelines.keypoints import AIC, COCO
-from data_pipelines.synthetic import write_dataset
 from eval.coco import METRICS, evaluate_results
-from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
 from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.boxes import read_boxes
 from hrnet_jax.inference.evaluator import Evaluator
-from hrnet_jax.inference.pictures import Pictures
 from hrnet_jax.inference.predictor import Predictor, load
 from hrnet_jax.inference.sources import Source
 from hrnet_jax.mesh import create_mesh
-from hrnet_jax.models import abstract_model, initial_arrays, state_dict
 from hrnet_jax.predict import Look, predict
 from hrnet_jax.weights import checkpoint
-from hrnet_jax.weights.folder import save_folder
-from tests.helpers import REPOSITORY, mistake, run
+from tests.helpers import REPOSITORY, image, mistake, moving_square, records, run, write
 
 ANNOTATIONS = "coco/annotations/person_keypoints_val2017.json"
 IMAGES = "coco/val2017"
 LOOK = Look(threshold=0.1, labels=COCO)
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    """A small synthetic data set."""
-    root = tmp_path_factory.mktemp("people")
-    write_dataset(root, coco_train=1, coco_val=6, aic_train=2, processes=1)
-    return root
-
-
-@pytest.fixture(scope="module")
-def folder(people, tmp_path_factory):
-    """A converted folder of an untrained network whose heatmaps have peaks of about 1."""
-    config = load_config(str(REPOSITORY / "configs/quickstart.py"))
-    config.data.root = str(people)
-    config.model.variant = "tiny"
-    config.eval.batch_size = 4
-    config.eval.nms = "none"
-    params, stats = state_dict(abstract_model(config))
-    arrays = initial_arrays({**params, **stats}, seed=0)
-    arrays["head.final_layer.weight"] = arrays["head.final_layer.weight"] * 300
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    save_folder(path, config, arrays)
-    return path
-
-
-@pytest.fixture(scope="module")
-def predictor(folder):
-    return load(folder, batch_size=4)
-
-
-def image(height=60, width=80, seed=0):
-    noise = np.random.default_rng(seed).integers(0, 255, (height // 4, width // 4, 3), np.uint8)
-    return cv2.resize(noise, (width, height))
-
-
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return str(path)
 
 
 # The predictor. Decoding a flat map of an untrained network magnifies the rounding of programs for other batch sizes,
@@ -538,13 +490,7 @@ def test_arrays_of_boxes_that_are_none_name_the_box(tmp_path, box, fault):
         read_boxes(str(tmp_path / "boxes.npy"), COCO)
 
 
-# Folders, videos, and the command
-
-
-def records(output):
-    content = json.loads((output / "predictions.json").read_text())
-    assert content["keypoints"] == list(COCO.names)
-    return content["images"]
+# Folders, and the command
 
 
 def test_a_folder_with_a_broken_image(predictor, people, tmp_path, caplog):
@@ -609,153 +555,6 @@ def test_nothing_that_can_be_used_is_an_error(predictor, tmp_path):
             Source.find(path, tmp_path / "x", 50.0)
 
 
-@pytest.fixture(scope="module")
-def video(tmp_path_factory):
-    """Seven frames that a bright square moves through."""
-    path = tmp_path_factory.mktemp("video") / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
-    for n in range(7):
-        frame = np.full((64, 96, 3), 30, np.uint8)
-        frame[20:50, 10 * n : 10 * n + 20] = 230
-        writer.write(frame)
-    writer.release()
-    return path
-
-
-def test_a_video_becomes_records_and_a_video(predictor, video, tmp_path):
-    source = Source.find(video, tmp_path, 50.0)
-    assert (source.total, source.frames_a_second) == (7, 12.0)
-    boxes = read_boxes(write(tmp_path / "b.json", {"0": [[0, 20, 20, 30]], "4": [[1, 2, 50, 60], BOX]}), COCO)
-    assert predict(predictor, source, tmp_path, boxes, Look(0.1, COCO, heatmaps=True)) == (7, 3, 0)
-    written = records(tmp_path)
-    assert [record["frame"] for record in written] == list(range(7))
-    assert [len(record["people"]) for record in written] == [1, 0, 0, 0, 2, 0, 0]
-    assert written[0]["file"] == "clip.avi"
-    drawn = cv2.VideoCapture(str(tmp_path / "drawn.mp4"))
-    frames = [drawn.read()[1] for _ in range(7)]
-    assert not drawn.read()[0]
-    assert drawn.get(cv2.CAP_PROP_FPS) == 12.0
-    assert frames[0].shape == (64, 96, 3)
-    assert [frame[35, 10 * n + 10].mean() > 150 for n, frame in enumerate(frames[1:4])] == [True] * 3
-
-
-def moving_square(path, codec="mp4v", rate=25.0, frames=8, size=(96, 64)):
-    """A video; the square is in the upper left of the first frame, and moves to the right."""
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*codec), rate, size)
-    for n in range(frames):
-        frame = np.full((size[1], size[0], 3), 30, np.uint8)
-        frame[:20, 8 * n : 8 * n + 20] = 230
-        writer.write(frame)
-    writer.release()
-    return path
-
-
-def edited(path, box, change, *parents):
-    """Replaces the content of an MP4 file's first `box`, which lies at the end of each of its parents."""
-    data = bytearray(path.read_bytes())
-    start = data.index(box)
-    end = start - 4 + int.from_bytes(data[start - 4 : start], "big")
-    content = change(bytes(data[start + 4 : end]))
-    growth = len(content) - (end - start - 4)
-    data[start + 4 : end] = content
-    for name in (box, *parents):
-        place = data.index(name) - 4
-        data[place : place + 4] = (int.from_bytes(data[place : place + 4], "big") + growth).to_bytes(4, "big")
-    path.write_bytes(data)
-    return path
-
-
-ONE = 1 << 16  # in an MP4's matrix
-
-
-@pytest.mark.parametrize(
-    ("matrix", "turn"),
-    [((0, ONE, -ONE, 0), -1), ((-ONE, 0, 0, -ONE), 2), ((0, -ONE, ONE, 0), 1)],
-    ids=["clockwise", "upside down", "anticlockwise"],
-)
-def test_a_phones_video_is_upright(predictor, tmp_path, matrix, turn):
-    flat = moving_square(tmp_path / "flat.mp4")
-    shutil.copy(flat, tmp_path / "phone.mp4")
-    plain, turned = (struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) for a, b, c, d in ((ONE, 0, 0, ONE), matrix))
-    phone = edited(tmp_path / "phone.mp4", b"tkhd", lambda content: content.replace(plain, turned))
-    expected, shots = ([*Source.find(p, tmp_path, 50.0).shots(50.0, pytest.fail)] for p in (flat, phone))
-    assert len(shots) == 8
-    for shot, known in zip(shots, expected, strict=True):
-        np.testing.assert_array_equal(shot.read(), np.rot90(known.read(), turn))
-    size = shots[0].read().shape[:2]
-    assert predict(predictor, Source.find(phone, tmp_path, 50.0), tmp_path / "o", None, LOOK) == (8, 8, 0)
-    assert (records(tmp_path / "o")[0]["height"], records(tmp_path / "o")[0]["width"]) == size
-    assert cv2.VideoCapture(str(tmp_path / "o/drawn.mp4")).read()[1].shape[:2] == size
-    with pytest.raises(InputError, match=f"frames of {size[1]}x{size[0]}, above"):
-        Source.find(phone, tmp_path, 0.001)
-
-
-@pytest.mark.parametrize("rate", [0.0004, 7.123, 30000 / 1001, 65.5349, 66.667, 240.123, 9999.0])
-def test_frame_rates_of_any_kind_are_drawn(predictor, tmp_path, rate):
-    source = Source.find(moving_square(tmp_path / "clip.avi", "MJPG", max(rate, 0.01), frames=2), tmp_path, 50.0)
-    source = dataclasses.replace(source, frames_a_second=rate)
-    assert predict(predictor, source, tmp_path / "o", None, LOOK) == (2, 2, 0)
-    drawn = cv2.VideoCapture(str(tmp_path / "o/drawn.mp4")).get(cv2.CAP_PROP_FPS)
-    assert drawn == pytest.approx(max(rate, 0.002), rel=1e-4)
-
-
-def test_a_variable_frame_rate_is_drawn_at_its_mean(predictor, tmp_path):
-    """Frames of a phone or a browser, whose times vary: the rate and number that OpenCV estimates are wrong."""
-    path = moving_square(tmp_path / "clip.mkv", "MJPG", rate=30.0, frames=40)
-    assert Source.find(path, tmp_path, 50.0).frames_a_second == 30.0
-    data = bytearray(path.read_bytes())
-    duration = data.index(b"\x23\xe3\x83")  # of every frame: made void
-    data[duration : duration + 8] = b"\xec\x86" + bytes(6)
-    blocks = list(re.finditer(rb"\xa3..\x81(..)\x80\xff\xd8", bytes(data), re.DOTALL))
-    assert len(blocks) == 40
-    for number, block in enumerate(blocks):
-        time = int.from_bytes(block[1], "big") + number * 7 % 23  # milliseconds
-        data[block.start(1) : block.end(1)] = time.to_bytes(2, "big")
-    path.write_bytes(data)
-    source = Source.find(path, tmp_path, 50.0)
-    assert source.total == 40
-    assert source.frames_a_second == pytest.approx(39 / 1.32, rel=0.01)
-    stated = cv2.VideoCapture(str(path))
-    assert stated.get(cv2.CAP_PROP_FPS) > 40
-    assert stated.get(cv2.CAP_PROP_FRAME_COUNT) > 50
-    assert predict(predictor, source, tmp_path / "o", None, None) == (40, 40, 0)
-
-
-def test_a_broken_end_is_told(predictor, tmp_path, caplog):
-    path = moving_square(tmp_path / "clip.avi", "MJPG", rate=5.0, frames=40)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    images, people, unusable = predict(predictor, Source.find(path, tmp_path, 50.0), tmp_path / "o", None, LOOK)
-    assert 5 < images == people < 25
-    assert unusable == 1
-    assert f"clip.avi: ends after {images} of 40 frames" in caplog.text
-    assert cv2.VideoCapture(str(tmp_path / "o/drawn.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == images
-    moved = moving_square(tmp_path / "clip.mp4", frames=40)
-    moved.write_bytes(moved.read_bytes()[: moved.stat().st_size // 2])
-    with pytest.raises(InputError, match="clip.mp4: not a video that can be read"):
-        Source.find(moved, tmp_path, 50.0)
-
-
-def test_a_video_without_frames_gets_one_line(tmp_path):
-    path = moving_square(tmp_path / "clip.avi", "MJPG")
-    data = path.read_bytes()
-    start = data.index(b"movi") + 4
-    path.write_bytes(data[:start] + bytes(len(data) - start))
-    with pytest.raises(InputError, match="clip.avi: not a video that can be read"):
-        Source.find(path, tmp_path, 50.0)
-
-
-def test_odd_sizes_and_sizes_that_change_are_drawn(predictor, tmp_path):
-    source = Source.find(moving_square(tmp_path / "clip.avi", "MJPG", size=(97, 65)), tmp_path, 50.0)
-    assert predict(predictor, source, tmp_path / "o", None, LOOK) == (8, 8, 0)
-    pictures = Pictures(epath.Path(tmp_path / "p"), 25.0)
-    with pictures:
-        for height in (64, 64, 80):
-            pictures.add("", np.full((height, 96, 3), height, np.uint8))
-    assert not pictures.problem
-    drawn = cv2.VideoCapture(str(tmp_path / "p/drawn.mp4"))
-    assert [drawn.read()[1].shape for _ in range(3)] == [(64, 96, 3)] * 3
-
-
 def test_photos_of_phones_in_a_folder(predictor, tmp_path, caplog):
     """A motion photo, an upright WebP, a GIF, and a HEIC photo that is left out with its remedy."""
     photos = tmp_path / "photos"
@@ -773,7 +572,7 @@ def test_photos_of_phones_in_a_folder(predictor, tmp_path, caplog):
     assert "apple.HEIC: a HEIC image, which is not decoded here; convert it to JPEG or PNG" in caplog.text
 
 
-def test_names_that_are_not_utf8_are_escaped(predictor, video, tmp_path):
+def test_names_that_are_not_utf8_are_escaped(predictor, tmp_path):
     """An old archive's Latin-1, for one. OpenCV crashes on paths with it."""
     folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xe9"))
     folder.mkdir()
@@ -786,19 +585,11 @@ def test_names_that_are_not_utf8_are_escaped(predictor, video, tmp_path):
     assert read_image(output / r"drawn/caf\xe9.png.png").shape == (60, 80, 3)
 
     copy = folder / os.fsdecode(b"clip\xe9.avi")
-    copy.write_bytes(video.read_bytes())
+    moving_square(tmp_path / "clip.avi", "MJPG", frames=7).rename(copy)
     assert predict(predictor, Source.find(copy, tmp_path, 50.0), output, boxes, Look(0.1, COCO))[0] == 7
     assert [record["file"] for record in records(output)] == [r"clip\xe9.avi"] * 7
     (output / "drawn.mp4").rename(tmp_path / "drawn.mp4")
     assert cv2.VideoCapture(str(tmp_path / "drawn.mp4")).read()[0]
-
-
-def test_videos_that_are_none_get_one_line(video, tmp_path):
-    (tmp_path / "broken.mp4").write_bytes(video.read_bytes()[:100])
-    with pytest.raises(InputError, match="broken.mp4: not a video"):
-        Source.find(tmp_path / "broken.mp4", tmp_path, 50.0)
-    with pytest.raises(InputError, match="frames of 96x64, above max_megapixels=0.001"):
-        Source.find(video, tmp_path, 0.001)
 
 
 def test_large_images_are_drawn_small(predictor, tmp_path):

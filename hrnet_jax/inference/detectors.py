@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from data_pipelines.checks import as_numbers
 from data_pipelines.errors import InputError, brief, first_line, listed
 from data_pipelines.images import Pixels
 
-Detector = Callable[[list[Pixels]], Sequence[tuple[Any, Any]]]
+Images = list[UInt8[np.ndarray, "_ _ 3"]]  # of any sizes
+Detector = Callable[[Images], Sequence[tuple[Any, Any]]]
 
 # RT-DETRv2 with a ResNet-18, Apache-2.0; what the name "default" stands for.
 DEFAULT = "PekingU/rtdetr_v2_r18vd"
@@ -68,7 +69,7 @@ def create(name: str | os.PathLike, threshold: float = THRESHOLD, kind: str = "p
     return _transformers(DEFAULT if name == "default" else name, threshold, kind)
 
 
-def detect(detector: Detector, images: list[Pixels]) -> list[tuple[Float[np.ndarray, "n 4"], list[float]]]:
+def detect(detector: Detector, images: Images) -> list[tuple[Float[np.ndarray, "n 4"], list[float]]]:
     """The detector's boxes (xywh) and scores for each image, without boxes that lie outside of it or have no area.
 
     Raises InputError if the detector does not return what it should.
@@ -139,18 +140,24 @@ def _transformers(name: str, threshold: float, kind: str) -> Detector:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
 
-    def detector(images: list[Pixels]) -> list[tuple[np.ndarray, np.ndarray]]:
-        with torch.inference_mode():
-            inputs = processor(images=images, return_tensors="pt", input_data_format="channels_last").to(device)
-            found = processor.post_process_object_detection(
-                model(**inputs), threshold=threshold, target_sizes=[image.shape[:2] for image in images]
-            )
-        answers = []
-        for one in found:
-            boxes, labels, scores = (one[key].float().cpu().numpy() for key in ("boxes", "labels", "scores"))
-            ours = np.isin(labels, wanted)
-            answers.append((_xywh(boxes[ours]), scores[ours]))
-        return answers
+    def detector(images: Images) -> list[tuple[np.ndarray, np.ndarray]]:
+        # Each by itself: some processors pad the images of a batch to the largest, which changes what is found in them.
+        tensors = [processor(images=image, return_tensors="pt", input_data_format="channels_last") for image in images]
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for number, one in enumerate(tensors):
+            alike.setdefault(tuple(one["pixel_values"].shape), []).append(number)
+        answers = {}
+        for numbers in alike.values():
+            batch = {key: torch.cat([tensors[i][key] for i in numbers]).to(device) for key in tensors[numbers[0]]}
+            with torch.inference_mode():
+                found = processor.post_process_object_detection(
+                    model(**batch), threshold=threshold, target_sizes=[images[i].shape[:2] for i in numbers]
+                )
+            for i, one in zip(numbers, found, strict=True):
+                boxes, labels, scores = (one[key].float().cpu().numpy() for key in ("boxes", "labels", "scores"))
+                ours = np.isin(labels, wanted)
+                answers[i] = _xywh(boxes[ours]), scores[ours]
+        return [answers[i] for i in range(len(images))]
 
     return detector
 
@@ -188,7 +195,7 @@ def _onnx(path: str, family: str, threshold: float, kind: str) -> Detector:
         pixels = ((canvas - mean) / deviation).transpose(2, 0, 1)
         return pixels, np.array([columns / image.shape[1], rows / image.shape[0]])
 
-    def detector(images: list[Pixels]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def detector(images: Images) -> list[tuple[np.ndarray, np.ndarray]]:
         inputs, zooms = zip(*map(prepared, images), strict=True)
         rows = []
         together = batch or len(images)
