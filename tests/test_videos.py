@@ -18,7 +18,7 @@ from hrnet_jax.inference.people import VideoOptions
 from hrnet_jax.inference.pictures import Pictures
 from hrnet_jax.inference.smoothing import Smoother
 from hrnet_jax.inference.sources import Source
-from hrnet_jax.inference.tracks import Tracker, boxes_around
+from hrnet_jax.inference.tracks import Tracker
 from hrnet_jax.predict import Look, predict
 from tests.helpers import moving_square, records, write
 
@@ -333,30 +333,43 @@ def test_between_detections_boxes_follow_the_keypoints(predictor, video, tmp_pat
 
     def detector(images):
         asked.append(len(images))
-        return [([[5, 5, 50, 50]], [0.75])] * len(images)
+        return [([[5, 5, 50, 50], [60, 20, 30, 40]], [0.75, 0.5])] * len(images)
 
     monkeypatch.setattr(predictor, "detector", detector)
     source = Source.find(video, tmp_path, 50.0)
-    found = people_of(predict, predictor, source, tmp_path, None, VideoOptions(smooth=False, detect_every=3))
-    assert asked == [1, 1, 1]
-    assert [len(people) for people in found] == [1] * 7
-    for n in range(7):
-        if n % 3 == 0:
-            assert found[n][0]["bbox"] == [5, 5, 50, 50]
-        else:
-            last = np.array(found[n - 1][0]["keypoints"])[np.array(found[n - 1][0]["scores"]) > 0.2]
-            x, y, width, height = found[n][0]["bbox"]
-            np.testing.assert_allclose([x + width / 2, y + height / 2], (last.min(0) + last.max(0)) / 2, atol=0.05)
-            np.testing.assert_allclose([width, height], 1.25 * np.ptp(last, axis=0), atol=0.05)
-        assert found[n][0]["box_score"] == 0.75
+    found = people_of(predict, predictor, source, tmp_path, None, VideoOptions(smooth=False, detect_every=4))
+    assert asked == [1, 1]
+    assert [len(people) for people in found] == [2] * 7
+    for number, people in enumerate(found):
+        assert [person["box_score"] for person in people] == [0.75, 0.5]
+        for at, person in enumerate(people):
+            expected = np.array([[5, 5, 50, 50], [60, 20, 30, 40]][at], float)
+            if number % 4 > 1:
+                expected[:2] += mean_of(found[number - 1][at]) - mean_of(found[number - number % 4][at])
+            np.testing.assert_allclose(person["bbox"], expected, atol=0.05)
     asked.clear()
     people_of(predict, predictor, source, tmp_path, None, None)
     assert asked == [7]  # in batches of eight frames
 
 
-def test_people_who_leave_get_no_box():
-    (people,) = walking([(50, 60, 1), (500, 60, 1), (20, 60, 1)], frames=1)
-    people[2]["scores"][1:] = 0.1
-    boxes, scores = boxes_around(people, (120, 160, 3))
-    assert scores == [0.9]
-    assert (boxes[0, :2] < people[0]["keypoints"].min(0)).all()
+def mean_of(person):
+    return np.average(person["keypoints"], axis=0, weights=np.maximum(person["scores"], 1e-6))
+
+
+def test_people_who_leave_are_not_followed(predictor, video, tmp_path, monkeypatch):
+    """Keypoints that move to the right by 20 pixels a frame, and the box after them."""
+    people, shown = predictor.people, []
+
+    def moving(images, heatmaps):
+        for item, found in people(images, heatmaps=heatmaps):
+            shown.append(item.boxes.tolist())
+            for person in found:
+                person["keypoints"] = np.full((17, 2), 20.0 * len(shown), np.float32)
+            yield item, found
+
+    monkeypatch.setattr(predictor, "people", moving)
+    monkeypatch.setattr(predictor, "detector", lambda images: [([[40, 5, 20, 20], [-150, -150, 160, 160]], [1, 1])])
+    source = Source.find(video, tmp_path, 50.0)
+    people_of(predict, predictor, source, tmp_path, None, VideoOptions(track=False, detect_every=7))
+    assert [boxes[0][0] for boxes in shown[:4]] == [40, 40, 60, 80]
+    assert [len(boxes) for boxes in shown] == [2, 2, 2, 2, 1, 1, 0]  # out at the right of 96 pixels, and below 64

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
-from data_pipelines.checks import as_numbers
+from data_pipelines.checks import FARTHEST, as_numbers
 from data_pipelines.errors import InputError, brief, first_line, listed
 from data_pipelines.images import Pixels
 
@@ -70,14 +70,20 @@ def create(name: str | os.PathLike, threshold: float = THRESHOLD, kind: str = "p
 
 
 def detect(detector: Detector, images: Images) -> list[tuple[Float[np.ndarray, "n 4"], list[float]]]:
-    """The detector's boxes (xywh) and scores for each image, without boxes that lie outside of it or have no area.
+    """The detector's boxes (xywh) and scores for each image, without boxes that are not `inside`.
 
     Raises InputError if the detector does not return what it should.
     """
     answers = detector(images)
     if not hasattr(answers, "__len__") or len(answers) != len(images):
         raise InputError(f"detector: must return a list of {len(images)} pairs (boxes, scores), one per image")
-    return [_checked(answer, image.shape[:2]) for answer, image in zip(answers, images, strict=True)]
+    return [_checked(answer, image.shape) for answer, image in zip(answers, images, strict=True)]
+
+
+def inside(boxes: Float[np.ndarray, "n 4"], size: tuple[int, ...]) -> Bool[np.ndarray, " n"]:
+    """Which boxes (xywh) show at least a pixel a side of an image of shape (height, width, ...)."""
+    low, high = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, :2] + boxes[:, 2:], size[1::-1])
+    return (high - low >= 1).all(axis=1) & (np.abs(boxes) < FARTHEST).all(axis=1)
 
 
 def in_batches(
@@ -110,9 +116,8 @@ def _checked(answer: Any, size: tuple[int, ...]) -> tuple[np.ndarray, list[float
     boxes, scores = boxes.reshape(-1, 4), scores.reshape(-1)
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise InputError(f"detector: a box or a score is not finite: {brief(answer)}")
-    low, high = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, :2] + boxes[:, 2:], size[::-1])
-    inside = (high > low).all(axis=1)
-    return boxes[inside], scores[inside].tolist()
+    shown = inside(boxes, size)
+    return boxes[shown], scores[shown].tolist()
 
 
 def _transformers(name: str, threshold: float, kind: str) -> Detector:

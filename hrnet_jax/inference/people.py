@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+
 from data_pipelines import draw
 from data_pipelines.errors import InputError
 from data_pipelines.images import Pixels
@@ -16,7 +18,7 @@ from hrnet_jax.inference.detectors import Detector
 from hrnet_jax.inference.predictor import BoxedImage, Person, Predictor
 from hrnet_jax.inference.smoothing import Smoother
 from hrnet_jax.inference.sources import Shot, Source
-from hrnet_jax.inference.tracks import Tracker, boxes_around
+from hrnet_jax.inference.tracks import Tracker, centre
 
 
 class VideoOptions(NamedTuple):
@@ -25,7 +27,7 @@ class VideoOptions(NamedTuple):
     Attributes:
       track: whether people keep their identity, `track_id`.
       smooth: whether the keypoints of tracks are smoothed.
-      detect_every: the detector runs in every n-th frame; between, boxes follow the keypoints.
+      detect_every: the detector runs in every n-th frame; between, boxes follow the keypoints, at their size.
     """
 
     track: bool = True
@@ -97,16 +99,23 @@ class Finder:
         return self.predictor.people(self._usable(images), heatmaps=self.heatmaps)
 
     def _followed(self, detector: Detector, frames: Iterable[_Opened]) -> Iterator[_Result]:
-        """Detects in every n-th frame; in the others, boxes follow the keypoints of the frame before."""
+        """Detects in every n-th frame; in the others, boxes follow the keypoints of the two frames before."""
         people: list[Person] = []
+        centres: np.ndarray | None = None
         for number, frame in enumerate(frames):
             if number % self.video.detect_every == 0:
-                ((xywh, scores),) = detectors.detect(detector, [frame[1]])
+                ((boxes, scores),) = detectors.detect(detector, [frame[1]])
+                centres = None
             else:
-                xywh, scores = boxes_around(people, frame[1].shape)
-            images = self._usable([self._cropped(frame, xywh, scores)])
-            for item, people in self.predictor.people(images, heatmaps=self.heatmaps):
-                yield item, people
+                now = np.array([centre(person) for person in people]).reshape(-1, 2)
+                if centres is not None:
+                    boxes = boxes + np.pad(now - centres, [(0, 0), (0, 2)])
+                shown = detectors.inside(boxes, frame[1].shape)
+                boxes, scores, centres = boxes[shown], np.array(scores)[shown].tolist(), now[shown]
+            images = self._usable([self._cropped(frame, boxes, scores)])
+            for result in self.predictor.people(images, heatmaps=self.heatmaps):
+                people = result[1]
+                yield result
 
     def _usable(self, items: Iterable[_Item | InputError]) -> Iterator[_Item]:
         for item in items:

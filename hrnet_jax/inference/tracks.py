@@ -29,9 +29,6 @@ PATIENCE = 1.0
 
 _LEAST_LIKENESS = 0.3  # of a track and its person
 _MARGIN = 0.5  # of a box's sides, added on each side before overlaps are measured
-# A person's box is its keypoints' extent and a margin; its median in COCO's annotations is an eighth on each side.
-_AROUND = 0.125
-_CERTAIN = 0.2  # scores above it make a box
 _NEWEST = 0.3  # weight of the newest displacement in a track's velocity
 
 
@@ -89,10 +86,7 @@ class _Track:
 
     @classmethod
     def of(cls, person: Mapping[str, Any], frame: int) -> _Track:
-        keypoints = person["keypoints"].astype(float)
-        # A detector's box jumps when a part of the person is hidden.
-        centre = np.average(keypoints, axis=0, weights=np.maximum(person["scores"], 1e-6))
-        return cls(keypoints, person["bbox"].astype(float), centre, frame)
+        return cls(person["keypoints"].astype(float), person["bbox"].astype(float), centre(person), frame)
 
     def moved_to(self, frame: int) -> _Track:
         shift = self.velocity * (frame - self.seen)
@@ -114,22 +108,6 @@ def _overlaps(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float
     return common / (size_a.prod(axis=-1)[:, None] + size_b.prod(axis=-1)[None] - common)
 
 
-def boxes_around(
-    people: Sequence[Mapping[str, Any]], size: tuple[int, ...]
-) -> tuple[Float[np.ndarray, "n 4"], list[float]]:
-    """Boxes (xywh) around people's keypoints for the next frame, of shape (height, width, ...), and their old scores.
-
-    People without two certain keypoints, or outside the frame, are left out.
-    """
-    boxes, scores = [], []
-    for person in people:
-        points = person["keypoints"][person["scores"] > _CERTAIN]
-        if len(points) < 2:
-            continue
-        low, high = points.min(axis=0), points.max(axis=0)
-        margin = _AROUND * (high - low)
-        low, high = low - margin, high + margin
-        if (np.minimum(high, size[1::-1]) - np.maximum(low, 0) >= 1).all():
-            boxes.append([*low, *(high - low)])
-            scores.append(person["box_score"])
-    return np.array(boxes, float).reshape(-1, 4), scores
+def centre(person: Mapping[str, Any]) -> Float[np.ndarray, "2"]:
+    """The mean of a person's keypoints, weighted by their scores; a box jumps when a part of the person is hidden."""
+    return np.average(person["keypoints"].astype(float), axis=0, weights=np.maximum(person["scores"], 1e-6))
