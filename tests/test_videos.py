@@ -357,7 +357,7 @@ def mean_of(person):
 
 
 def test_people_who_leave_are_not_followed(predictor, video, tmp_path, monkeypatch):
-    """Keypoints that move to the right by 20 pixels a frame, and the box after them."""
+    """Keypoints that move by 20 pixels a frame, and the boxes after them."""
     people, shown = predictor.people, []
 
     def moving(images, heatmaps):
@@ -371,5 +371,5 @@ def test_people_who_leave_are_not_followed(predictor, video, tmp_path, monkeypat
     monkeypatch.setattr(predictor, "detector", lambda images: [([[40, 5, 20, 20], [-150, -150, 160, 160]], [1, 1])])
     source = Source.find(video, tmp_path, 50.0)
     people_of(predict, predictor, source, tmp_path, None, VideoOptions(track=False, detect_every=7))
-    assert [boxes[0][0] for boxes in shown[:4]] == [40, 40, 60, 80]
-    assert [len(boxes) for boxes in shown] == [2, 2, 2, 2, 1, 1, 0]  # out at the right of 96 pixels, and below 64
+    assert [boxes[0][0] for boxes in shown] == [40, 40, 60, 80, -90, -70, -50]  # the first leaves 96 pixels
+    assert [len(boxes) for boxes in shown] == [2, 2, 2, 2, 1, 1, 1]
