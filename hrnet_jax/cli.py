@@ -24,6 +24,7 @@ from data_pipelines.errors import InputError, LogFormatter, tell
 from hrnet_jax.outcomes import ABORTED, INTERRUPTED, Aborted, Interrupted
 
 CHECKPOINT = (None, "work directory, converted or exported folder, PyTorch file or name of a published model")
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "2", "HF_HUB_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error"}
 DISTRIBUTED = (False, "one of several processes, on one or more hosts, that run the same command")
 
 
@@ -44,7 +45,8 @@ def run(
       first: see `command_line.parse_known`.
     """
     # The compiler and TensorFlow-less libraries are chatty on standard error; a user's error is one line.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, force=True)
     logging.getLogger().handlers[0].setFormatter(LogFormatter())
     # Orbax logs the traceback of every error that it raises.

@@ -98,7 +98,7 @@ def test_people_are_found_by_the_name_of_their_class(model, images):
     folder, seen = model
     counts = {}
     for kind, label in (("person", 1), ("cat", 0)):
-        found = create(folder, threshold=0.0, kind=kind)(images)
+        found = create(folder, threshold=-1.0, kind=kind)(images)
         counts[kind] = sum(len(scores) for _, scores in found)
         for pixels, (boxes, scores) in zip(images, found, strict=True):
             labels, expected, centred = seen(pixels)
@@ -108,7 +108,7 @@ def test_people_are_found_by_the_name_of_their_class(model, images):
             np.testing.assert_allclose(scores, expected[ours], atol=1e-5)
             np.testing.assert_allclose(boxes, xywh[ours], atol=1e-2)
     assert min(counts.values()) > 0
-    half = float(np.median([score for _, scores in create(folder, threshold=0.0)(images) for score in scores]))
+    half = float(np.median([score for _, scores in create(folder, threshold=-1.0)(images) for score in scores]))
     assert 0 < sum(len(scores) for _, scores in create(folder, threshold=half)(images)) < counts["person"]
     assert create(folder)([]) == []
 
@@ -320,6 +320,9 @@ def test_batches_keep_the_order_and_skip_what_has_boxes():
     assert sum(sizes) == 16
     assert max(sizes) <= detectors.BATCH
     assert list(in_batches(detector, [], lambda n: None)) == []
+    sizes.clear()
+    list(in_batches(detector, range(5), lambda n: np.broadcast_to(np.uint8(n), (3000, 4000, 3))))
+    assert sizes == [3, 2]  # of 12 megapixels each
 
 
 def test_boxes_outside_the_image_are_dropped():

@@ -30,8 +30,9 @@ Detector = Callable[[Images], Sequence[tuple[Any, Any]]]
 DEFAULT = "PekingU/rtdetr_v2_r18vd"
 THRESHOLD = 0.5
 
-# Images that are given to a detector at once.
+# Images that are given to a detector at once, unless they are large.
 BATCH = 8
+_BATCH_PIXELS = 32e6
 
 # What MMDetection does to pixels (BGR, resized with their proportions, padded with grey at the right and below): mean
 # and standard deviation by family. https://github.com/open-mmlab/mmdetection, configs rtmdet and yolox.
@@ -91,17 +92,20 @@ def in_batches(
 ) -> Iterator[tuple[_Item, Float[np.ndarray, "n 4"] | None, list[float] | None]]:
     """Yields each item with the boxes and scores in its image; with None if `pixels` gives no image for it."""
     waiting: list[_Item] = []
+    images: list[Pixels] = []
 
     def finished() -> Iterator[tuple[_Item, Any, Any]]:
-        images = [image for item in waiting if (image := pixels(item)) is not None]
         found = iter(detect(detector, images) if images else [])
         for item in waiting:
             yield (item, None, None) if pixels(item) is None else (item, *next(found))
         waiting.clear()
+        images.clear()
 
     for item in items:
         waiting.append(item)
-        if len(waiting) == BATCH:
+        if (image := pixels(item)) is not None:
+            images.append(image)
+        if len(waiting) == BATCH or sum(image[..., 0].size for image in images) >= _BATCH_PIXELS:
             yield from finished()
     yield from finished()
 
