@@ -43,8 +43,7 @@ def measure(scan: bool, arguments: argparse.Namespace) -> dict[str, Any]:
     model = create_model(config)
     network, optimizer = FunctionalModel.of(model), optax.adam(5e-4)
     step = make_train_step(network, create_codec(config.codec), optimizer, 1)
-    params, stats = network.stack(state_dict(model))
-    state = new_state(params, stats, optimizer, 0.0)
+    state = new_state(network, *state_dict(model), optimizer, 0.0)
     rng = np.random.default_rng(0)
     data = {
         "image": rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8),
@@ -53,7 +52,7 @@ def measure(scan: bool, arguments: argparse.Namespace) -> dict[str, Any]:
         "source": np.zeros(batch, np.int32),
     }
 
-    figures: dict[str, Any] = {"arrays": len(params)}
+    figures: dict[str, Any] = {"arrays": len(network.params.shapes)}
     processor, clock = time.process_time(), time.perf_counter()
     traced = step.trace(state, data)
     figures["trace_s"], clock = time.perf_counter() - clock, time.perf_counter()

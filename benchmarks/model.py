@@ -5,12 +5,12 @@
     XLA_FLAGS=... python -m benchmarks.model --override model.scan=True ...                    # an experiment
     python -m benchmarks.model --variants tiny --sizes 96x96 --batches 4 --dtype float32       # on a CPU
 
-The steps are the trainer's ("train": uint8 crops to new weights), the evaluator's ("eval": uint8 crops to keypoints by
-the flip test) and that with BatchNorm folded into the convolutions ("folded", as exported models have it), on random
-crops that already lie on the device. Every row of the table is a process of its own, so that memory and compilation are
-that row's. The device's ceilings are measured in the same run: copying a large array, and the product of two large
-bfloat16 matrices. FLOPs are what XLA's cost analysis counts in the program as it is handed to the compiler, bytes what
-`compiled.cost_analysis()` counts in the compiled one; neither is read from a counter of the device.
+The steps are the trainer's ("train": uint8 crops to new weights) and the evaluator's ("eval": uint8 crops to keypoints
+by the flip test, BatchNorm folded into the convolutions), on random crops that already lie on the device. Every row of
+the table is a process of its own, so that memory and compilation are that row's. The device's ceilings are measured in
+the same run: copying a large array, and the product of two large bfloat16 matrices. FLOPs are what XLA's cost analysis
+counts in the program as it is handed to the compiler, bytes what `compiled.cost_analysis()` counts in the compiled one;
+neither is read from a counter of the device.
 """
 
 from __future__ import annotations
@@ -122,11 +122,12 @@ def gradients(config: ConfigDict) -> tuple[Gradients, float]:
         lambda params: jax.tree.map(jnp.zeros_like, params),
         lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), updates),
     )
-    step = make_train_step(FunctionalModel.of(model), create_codec(config.codec), keep, sources=1)
+    network = FunctionalModel.of(model)
+    step = make_train_step(network, create_codec(config.codec), keep, sources=1)
     batch = jax.tree.map(jnp.asarray, random_batch(config))
-    state, measured = step(new_state(*state_dict(model), keep, 0.0), batch)
+    state, measured = step(new_state(network, *state_dict(model), keep, 0.0), batch)
     assert bool(measured["finite"]), "the step was skipped: its loss or gradients are not finite"
-    return jax.device_get(state.opt_state), float(measured["loss"])
+    return jax.device_get(network.params.arrays(state.opt_state)), float(measured["loss"])
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -240,7 +241,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", type=words, default=["w32", "w48"])
     parser.add_argument("--sizes", type=sizes, default=[(256, 192), (384, 288)], help="height x width")
-    parser.add_argument("--steps", type=words, default=["train", "eval", "folded"])
+    parser.add_argument("--steps", type=words, default=["train", "eval"])
     parser.add_argument("--batches", type=numbers, default=[64 * 2**k for k in range(7)], help="rising")
     parser.add_argument("--dtype", default="bfloat16", help="compute type")
     parser.add_argument("--steps-each", type=int, default=20, help="steps that are timed together")

@@ -13,10 +13,8 @@ from ml_collections import ConfigDict
 from configs import coco, common
 from data_pipelines.keypoints import keypoint_set
 from hrnet_jax import aot
-from hrnet_jax.codecs import create_codec
-from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
-from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict, unstack
+from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.training.schedule import create_optimizer, learning_rate
 from hrnet_jax.training.step import new_state
@@ -38,34 +36,27 @@ class Step:
     """A step compiled for one device, and what goes in.
 
     Args:
-      name: "train", the trainer's; "eval", the evaluator's; "folded", the same with BatchNorm folded into the
-        convolutions beforehand, as exported models run it.
+      name: "train", the trainer's; "eval", the evaluator's, with BatchNorm folded into the convolutions.
       config: the recipe.
     """
 
     def __init__(self, name: str, config: ConfigDict):
         self.name, self.mesh = name, create_mesh(1)
-        network = FunctionalModel.of(abstract_model(config))
-        params, stats = network.stack(state_dict(create_model(config)))
-        self.state: Any = (params, stats)
+        network = FunctionalModel.of(abstract_model(config, folded=name == "eval"))
+        params, stats = state_dict(create_model(config))
+        self.state: Any
         if name == "train":
-            optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000))
-            self.state = new_state(params, stats, optimizer, config.ema)
-        elif name == "folded":
-            self.state = (jax.jit(fold)(unstack(params), unstack(stats)), {})
+            optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.params)
+            self.state = new_state(network, params, stats, optimizer, config.ema)
+        else:
+            self.state = (jax.jit(lambda *arrays: network.stack(fold(*arrays)))(params, stats), {})
         self.state = jax.device_put(self.state, replicated(self.mesh))
         self.batch = shard_batch(random_batch(config), self.mesh)
         started = time.perf_counter()
-        self.lowered = self._folded(config) if name == "folded" else aot.lower(name, config, self.mesh)
+        self.lowered = aot.lower(name, config, self.mesh)
         traced = time.perf_counter()
         self.compiled = self.lowered.compile()
         self.trace_seconds, self.compile_seconds = traced - started, time.perf_counter() - traced
-
-    def _folded(self, config: ConfigDict) -> jax.stages.Lowered:
-        network = FunctionalModel.of(abstract_model(config, folded=True, scan=False))
-        flip_indices = keypoint_set(config.keypoints).flip_indices
-        step: Any = make_eval_step(network, create_codec(config.codec), flip_indices, config.eval.flip_test)
-        return step.lower(*self.state, self.batch["image"])
 
     def __call__(self, batch: dict[str, jax.Array]) -> Any:
         """Starts the step on a batch of `shard_batch`; returns what it measures, or keypoints and scores."""

@@ -146,7 +146,6 @@ def evaluate(task: Task) -> dict[str, Any]:
 
 def make_step(task: Task) -> tuple[Any, Any]:
     """The compiled training step and its first state, from the weights of `draw_weights`."""
-    import jax
 
     from hrnet_jax.models import FunctionalModel, create_model, state_dict
     from hrnet_jax.training.schedule import create_optimizer, learning_rate
@@ -154,9 +153,10 @@ def make_step(task: Task) -> tuple[Any, Any]:
 
     config = configure(task)
     model = create_model(config, config.seed)
-    optimizer = create_optimizer(config, learning_rate(config, 1))
-    step = make_train_step(FunctionalModel.of(model), create_codec(config.codec), optimizer, sources=1)
-    return step, jax.tree.map(jax.numpy.asarray, new_state(*state_dict(model), optimizer, 0.0))
+    network = FunctionalModel.of(model)
+    optimizer = create_optimizer(config, learning_rate(config, 1), network.params)
+    step = make_train_step(network, create_codec(config.codec), optimizer, sources=1)
+    return step, new_state(network, *state_dict(model), optimizer, 0.0)
 
 
 FIELDS = ("image", "keypoints", "visible", "source")

@@ -68,7 +68,7 @@ def ours(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, Any]]
     if task["job"] == "check":
         return _our_weights(task, config)
     train = task["job"].startswith("train")
-    program = Step("train" if train else "folded", config)
+    program = Step("train" if train else "eval", config)
 
     def forever() -> Iterator[dict[str, Any]]:
         if not task["job"].endswith("jpeg"):

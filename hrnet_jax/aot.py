@@ -25,6 +25,7 @@ OPTIONS: cli.Options = {
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
 import dataclasses
+import functools
 import importlib.metadata
 import logging
 import os
@@ -153,7 +154,6 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """The trainer's step, "train" or "eval", on abstract arguments with the trainer's shardings."""
     model = abstract_model(config)
     network, codec = FunctionalModel.of(model), create_codec(config.codec)
-    params, stats = network.stack(state_dict(model))
     joints = keypoint_set(config.keypoints)
     split = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -171,8 +171,9 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
         eval_step: Any = make_eval_step(folded, codec, joints.flip_indices, config.eval.flip_test)
         return eval_step.lower(on_mesh(weights, replicated(mesh)), {}, batch["image"])
     # The epoch length is a constant of the schedule and affects neither time nor memory.
-    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000))
-    state = jax.eval_shape(lambda params, stats: new_state(params, stats, optimizer, config.ema), params, stats)
+    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.params)
+    fresh = functools.partial(new_state, network, optimizer=optimizer, ema_decay=config.ema)
+    state = jax.eval_shape(fresh, *state_dict(model))
     train_step: Any = make_train_step(
         *(network, codec, optimizer, len(config.data.train)),
         parts=config.accumulate,

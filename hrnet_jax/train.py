@@ -51,7 +51,6 @@ from hrnet_jax.training.record import RunRecord, describe_devices
 from hrnet_jax.training.schedule import create_optimizer, learning_rate
 from hrnet_jax.training.step import (
     TrainState,
-    by_canonical_name,
     from_items,
     make_train_step,
     new_state,
@@ -64,6 +63,8 @@ from hrnet_jax.weights.checkpoint import FOLDER, Checkpoints
 from hrnet_jax.weights.initial import initial_model, initialised
 
 logger = logging.getLogger(__name__)
+
+_to_items, _weights_to_evaluate = (jax.jit(f, static_argnums=0) for f in (to_items, weights_to_evaluate))
 
 _AT_RANDOM = "at random; the published AP take a backbone trained on ImageNet: --config.init=hrnet_w32-imagenet"
 
@@ -110,7 +111,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         model = abstract_model(config)
         network = FunctionalModel.of(model)
         schedule = learning_rate(config, steps_per_epoch)
-        optimizer = create_optimizer(config, schedule)
+        optimizer = create_optimizer(config, schedule, network.params)
         train_step = make_train_step(
             network, codec, optimizer, len(sources), parts=config.accumulate, devices=mesh.size, ema_decay=config.ema
         )
@@ -118,22 +119,21 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
         # The state: from the newest checkpoint, else fresh.
         checkpoints = stack.enter_context(Checkpoints(folder / FOLDER, config.checkpoint.keep, config.best))
-        fresh = functools.partial(new_state, optimizer=optimizer, ema_decay=config.ema)
+        fresh = functools.partial(new_state, network, optimizer=optimizer, ema_decay=config.ema)
         shapes = state_dict(model)
-        abstract = jax.eval_shape(fresh, *shapes)
-        if restored := checkpoints.restore(to_items(on_mesh(abstract, replicated(mesh)))):
+        abstract = jax.eval_shape(lambda *arrays: to_items(network, fresh(*arrays)), *shapes)
+        if restored := checkpoints.restore(on_mesh(abstract, replicated(mesh))):
             items, meta = restored
-            state, progress = from_items(items), meta["progress"]
+            state, progress = jax.jit(functools.partial(from_items, network))(items), meta["progress"]
             history = continued(config, data, meta)
             logger.info("continuing at step %d of %d", meta["step"], total_steps)
         else:
             params, stats, init = _initial(config, *shapes)
-            state = jax.device_put(fresh(params, stats), replicated(mesh))
+            state = jax.device_put(jax.jit(fresh)(params, stats), replicated(mesh))
             del params, stats
             progress = {"samples": 0, "unreadable": 0, "loss": None}
             history = [trained_on(data, init)]
         start_step = int(state.step)
-        state = jax.jit(network.stack, donate_argnums=0)(state)
         from_main_host(lambda: storage.write(folder / "config.json", config_lib.to_json(config) + "\n"))
         record.facts |= {"first_step": start_step, "data": history[-1]}
         record.write()
@@ -149,7 +149,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         stack.callback(batches.close)
         log = StepLog(config, sources, start_step, total_steps, steps_per_epoch, schedule, progress)
         profiler = stack.enter_context(Profiler(workdir, config.profile))
-        run = Run(config, folder, checkpoints, evaluator, writer, log, {"progress": progress, "data": history})
+        run = Run(config, folder, network, checkpoints, evaluator, writer, log, {"progress": progress, "data": history})
 
         with StopRequest() as stop:
             # A run that was stopped or killed during an evaluation repeats it.
@@ -202,6 +202,7 @@ class Run:
 
     config: ConfigDict
     workdir: epath.Path
+    network: FunctionalModel
     checkpoints: Checkpoints
     evaluator: Evaluator
     writer: metrics.MetricWriter
@@ -219,11 +220,12 @@ class Run:
         if self.log.pending:
             self.tell(step)
         meta = {**self.meta, "progress": dict(self.meta["progress"]), "config": config_lib.to_json(self.config)}
-        self.checkpoints.save(step, to_items(by_canonical_name(state)), meta)
+        self.checkpoints.save(step, _to_items(self.network, state), meta)
 
     def evaluate(self, state: TrainState, step: int, stop: StopRequest) -> None:
         """Evaluates a saved state and writes the result, unless the run is stopped in between."""
-        result = self.evaluator(*weights_to_evaluate(state), lambda: stop.requested)
+        params, stats = _weights_to_evaluate(self.network, state)
+        result = self.evaluator(params, stats, lambda: stop.requested)
         if result is None:
             return
         numbers, predictions = result

@@ -144,18 +144,18 @@ def test_the_benchmark_of_prediction(tmp_path):
 def test_the_benchmark_of_one_device(tmp_path):
     output = tmp_path / "model.json"
     done = run(
-        *("benchmarks.model", "--variants", "tiny", "--sizes", "96x96", "--batches", "4", "--steps", "train,folded"),
+        *("benchmarks.model", "--variants", "tiny", "--sizes", "96x96", "--batches", "4", "--steps", "train,eval"),
         *("--dtype", "float32", "--steps-each", "1", "--repeats", "2", "--json", output),
     )
     record = json.loads(output.read_text())
     rows = record["rows"]
-    assert [(r["step"], r["batch_size"]) for r in rows] == [("train", 4), ("folded", 4)]
+    assert [(r["step"], r["batch_size"]) for r in rows] == [("train", 4), ("eval", 4)]
     for row in rows:
         assert row["images_per_second"] == pytest.approx(row["batch_size"] / row["step_seconds"])
         assert len(row["step_seconds_all"]) == 2
         assert row["compile_seconds"] > 0
-    train, folded = (row["flops"] for row in rows)
-    assert 1.2 < train / folded < 2  # three passes of one view, one pass of two views
+    train, eval_ = (row["flops"] for row in rows)
+    assert 1.2 < train / eval_ < 2  # three passes of one view, one pass of two views
     assert all(record["ceilings"][key] > 1e6 for key in ("copy_bytes_per_second", "matmul_flops_per_second"))
     assert f"| train | tiny 96x96 | 4 | {rows[0]['images_per_second']:.0f} |" in done.stdout
 

@@ -11,7 +11,7 @@ from hrnet_jax.models import VARIANTS, FunctionalModel, Variant, abstract_model,
 from hrnet_jax.models.convolution import conv_general_dilated
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
-from hrnet_jax.training.step import make_train_step, new_state
+from hrnet_jax.training.step import from_items, make_train_step, new_state, to_items
 from hrnet_jax.weights import checkpoint
 from tests.helpers import local_config
 
@@ -49,14 +49,13 @@ def steps():
     for scan in (False, True):
         model = create_model(model_config(scan))
         network, optimizer = FunctionalModel.of(model), optax.adam(1e-4)
-        params, stats = network.stack(state_dict(model))
-        assert any(":" in name for name in params) == scan
-        state = new_state(params, stats, optimizer, 0.9)
+        assert any(":" in name for name, _ in network.params.shapes) == scan
+        state = new_state(network, *state_dict(model), optimizer, 0.9)
         step, measured = make_train_step(network, codec, optimizer, 2, ema_decay=0.9), []
         for _ in range(3):
             state, numbers = step(state, batch)
             measured.append(jax.device_get(numbers))
-        results[scan] = jax.device_get(unstack(state)), measured
+        results[scan] = jax.device_get(to_items(network, state)), measured
     return results
 
 
@@ -65,28 +64,42 @@ def test_loops_train_like_modules_in_a_row(steps):
     for ours, theirs in zip(scan_numbers, numbers, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
-    assert scan.params.keys() == plain.params.keys()
-    assert scan.ema["stats"].keys() == plain.ema["stats"].keys()
-    for name, array in plain.stats.items():
-        assert scan.stats[name].shape == array.shape
-        assert relative(scan.stats[name], array) < 1e-4, name
-    for name, array in plain.params.items():
+    assert scan["params"].keys() == plain["params"].keys()
+    assert scan["ema"]["stats"].keys() == plain["ema"]["stats"].keys()
+    for name, array in plain["stats"].items():
+        assert scan["stats"][name].shape == array.shape
+        assert relative(scan["stats"][name], array) < 1e-4, name
+    for name, array in plain["params"].items():
         # Three steps of Adam move a parameter by up to 3e-4; of gradients near 0 the rounding decides.
-        np.testing.assert_allclose(scan.params[name], array, rtol=1e-4, atol=3e-5, err_msg=name)
-    for name, array in plain.opt_state[0].mu.items():
-        assert relative(scan.opt_state[0].mu[name], array) < 1e-2, name
+        np.testing.assert_allclose(scan["params"][name], array, rtol=1e-4, atol=3e-5, err_msg=name)
+    mu, expected = (state["optimizer"]["state"][0].mu for state in (scan, plain))
+    for name, array in expected.items():
+        assert relative(mu[name], array) < 1e-2, name
 
 
 def test_stacking_and_back_is_exact():
     model = create_model(model_config(scan=True))
-    network, plain = FunctionalModel.of(model), state_dict(model)
-    state = new_state(*plain, optax.adam(1e-4), 0.9)
-    stacked = network.stack(state)
+    network, (params, stats) = FunctionalModel.of(model), state_dict(model)
+    stacked = network.params.arrays(network.params.vector(params))
     name = "backbone.stage3.0:2.branches.1.0:2.conv1.weight"
-    assert stacked.params[name].shape == (2, 2, 3, 3, 8, 8)
-    np.testing.assert_array_equal(stacked.params[name][1, 0], plain[0]["backbone.stage3.1.branches.1.0.conv1.weight"])
-    assert len(stacked.params) < 0.55 * len(state.params)
-    jax.tree.map(np.testing.assert_array_equal, unstack(stacked), state)
+    assert stacked[name].shape == (2, 2, 3, 3, 8, 8)
+    np.testing.assert_array_equal(stacked[name][1, 0], params["backbone.stage3.1.branches.1.0.conv1.weight"])
+    assert len(stacked) < 0.55 * len(params)
+    assert network.params.kernels == sum(array.size for array in params.values() if array.ndim == 4)
+    both = network.stack({**params, **stats})
+    jax.tree.map(np.testing.assert_array_equal, {name: both[name] for name in stacked}, stacked)
+    jax.tree.map(np.testing.assert_array_equal, unstack(stacked), params)
+
+
+def test_a_state_and_a_checkpoints_items_are_the_same():
+    model = create_model(model_config(scan=True))
+    network, optimizer = FunctionalModel.of(model), optax.adam(lambda step: 1e-4)
+    state = new_state(network, *state_dict(model), optimizer, 0.9)
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), state)
+    items = to_items(network, state)
+    assert items["optimizer"]["state"][0].nu.keys() == items["params"].keys() == state_dict(model)[0].keys()
+    jax.tree.map(np.testing.assert_array_equal, from_items(network, items), state)
 
 
 def test_names_of_w32_are_the_references():

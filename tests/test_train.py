@@ -1,5 +1,6 @@
 """The training step on meshes, the trainer's files, stopping and continuing, and what it refuses."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -21,13 +22,13 @@ from eval.coco import evaluate_results
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import check_devices, differences, from_json, to_json
 from hrnet_jax.mesh import create_mesh, on_mesh, replicated, shard_batch
-from hrnet_jax.models import FunctionalModel, create_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
 from hrnet_jax.outcomes import Aborted
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
 from hrnet_jax.training.identity import check_experiment
 from hrnet_jax.training.schedule import create_optimizer, learning_rate
-from hrnet_jax.training.step import from_items, make_train_step, new_state, to_items
+from hrnet_jax.training.step import make_train_step, new_state, to_items
 from hrnet_jax.training.stopping import StopRequest
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.checkpoint import Checkpoints
@@ -45,21 +46,21 @@ def test_two_devices_train_like_one(shared, group_size):
     data = TrainData.load(config, create_codec(config.codec))
     batches = [{name: data.batches(16)[step][name] for name in FIELDS} for step in range(10)]
     model = create_model(config)
-    codec, optimizer = create_codec(config.codec), create_optimizer(config, learning_rate(config, steps_per_epoch=6))
+    network, codec = FunctionalModel.of(model), create_codec(config.codec)
+    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=6), network.params)
 
     def trace(devices):
         mesh = create_mesh(devices)
-        params, stats = state_dict(create_model(config))  # of its own: the step takes its state's memory
-        state = jax.device_put(new_state(params, stats, optimizer, 0.0), replicated(mesh))
-        step = make_train_step(FunctionalModel.of(model), codec, optimizer, 2)
+        state = jax.device_put(new_state(network, *state_dict(model), optimizer, 0.0), replicated(mesh))
+        step = make_train_step(network, codec, optimizer, 2)
         losses, first_stats = [], None
         for batch in batches:
             batch = shard_batch(batch, mesh)
             with jax.transfer_guard("disallow"):  # a step moves nothing between host and devices
                 state, measured = step(state, batch)
             losses.append(float(measured["loss"]))
-            first_stats = first_stats or jax.device_get(state.stats)
-        return losses, first_stats, jax.device_get(state.stats)
+            first_stats = first_stats or jax.device_get(network.stats.arrays(state.stats))
+        return losses, first_stats, jax.device_get(network.stats.arrays(state.stats))
 
     one, two = trace(jax.devices()[:1]), trace(jax.devices())
     assert len(jax.devices()) == 2
@@ -119,8 +120,12 @@ def test_both_sources_are_learnt(shared, tmp_path, name):
 def state_of(workdir):
     """All arrays of the newest checkpoint and its meta."""
     config = from_json(pathlib.Path(workdir) / "config.json")
-    state = new_state(*state_dict(create_model(config)), optax.adam(lambda step: 1e-3), config.ema)
-    abstract = to_items(on_mesh(state, replicated(create_mesh(jax.devices()[:1]))))
+    model = abstract_model(config)
+    network, optimizer = FunctionalModel.of(model), optax.adam(lambda step: 1e-3)
+    abstract = jax.eval_shape(
+        lambda *arrays: to_items(network, new_state(network, *arrays, optimizer, config.ema)), *state_dict(model)
+    )
+    abstract = on_mesh(abstract, replicated(create_mesh(jax.devices()[:1])))
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2) as checkpoints:
         restored, meta = checkpoints.restore(abstract)
     return jax.device_get(restored), meta
@@ -344,26 +349,25 @@ def test_a_damaged_checkpoint_is_written_anew(shared, trained, tmp_path):
 
 
 def one_step(shared, *, parts=1, ema_decay=0.0, steps=1, devices=None, change=lambda batch: batch, **options):
-    """States and measurements of some steps of the tiny network on real people."""
+    """States, as checkpoints hold them, and measurements of some steps of the tiny network on real people."""
     config = local_config(shared)
     config.model.update(options)
     codec = create_codec(config.codec)
     data = TrainData.load(config, codec)
     model = create_model(config)
-    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=6))
+    network = FunctionalModel.of(model)
+    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=6), network.params)
     mesh = create_mesh(jax.devices()[:devices])
-    params, stats = state_dict(create_model(config))
-    state = jax.device_put(new_state(params, stats, optimizer, ema_decay), replicated(mesh))
-    step = make_train_step(
-        FunctionalModel.of(model), codec, optimizer, 2, parts=parts, devices=mesh.size, ema_decay=ema_decay
-    )
-    states, measurements = [jax.device_get(state)], []
+    state = jax.device_put(new_state(network, *state_dict(model), optimizer, ema_decay), replicated(mesh))
+    step = make_train_step(network, codec, optimizer, 2, parts=parts, devices=mesh.size, ema_decay=ema_decay)
+    items_of = jax.jit(functools.partial(to_items, network))
+    states, measurements = [jax.device_get(items_of(state))], []
     for number in range(steps):
         batch = {name: data.batches(16)[number][name] for name in FIELDS}
         batch = shard_batch(change(batch), mesh)
         with jax.transfer_guard("disallow"):  # a step moves nothing between host and devices
             state, measured = step(state, batch)
-        states.append(jax.device_get(state))
+        states.append(jax.device_get(items_of(state)))
         measurements.append(jax.device_get(measured))
     return states, measurements
 
@@ -378,10 +382,12 @@ def test_parts_of_a_batch_add_up_to_it(shared, parts, group_size):
     np.testing.assert_allclose(b["loss_sum"], a["loss_sum"], rtol=1e-5)
     np.testing.assert_array_equal(b["samples"], a["samples"])
     assert b["acc_pose"] == pytest.approx(a["acc_pose"], abs=1e-6)
-    for name, statistics in whole.stats.items():
-        assert relative(parted.stats[name], statistics) < 1e-5, name
+    for name, statistics in whole["stats"].items():
+        assert relative(parted["stats"][name], statistics) < 1e-5, name
     # After one step Adam's first moments are a tenth of the gradients.
-    ours, theirs = (np.concatenate([g.ravel() for g in state.opt_state[0].mu.values()]) for state in (parted, whole))
+    ours, theirs = (
+        np.concatenate([g.ravel() for g in state["optimizer"]["state"][0].mu.values()]) for state in (parted, whole)
+    )
     assert relative(ours, theirs) < 1e-4
 
 
@@ -390,18 +396,18 @@ def test_parts_that_cut_groups_change_the_statistics(shared):
     (_, whole), _ = one_step(shared, group_size=8)
     (_, parted), _ = one_step(shared, group_size=8, parts=4)
     name = "backbone.bn1.running_var"
-    assert relative(parted.stats[name], whole.stats[name]) > 1e-4
+    assert relative(parted["stats"][name], whole["stats"][name]) > 1e-4
 
 
 def test_moving_averages_follow_the_weights(shared):
     states, _ = one_step(shared, ema_decay=0.5, steps=3)
     name = "backbone.conv1.weight"
-    average = states[0].params[name]
+    average = states[0]["params"][name]
     for number, state in enumerate(states[1:]):
         keep = min(0.5, (1 + number) / (10 + number))
-        average = keep * average + (1 - keep) * state.params[name]
-        np.testing.assert_allclose(state.ema["params"][name], average, rtol=1e-5, atol=1e-7)
-    assert not np.allclose(states[-1].ema["params"][name], states[-1].params[name], rtol=1e-6)
+        average = keep * average + (1 - keep) * state["params"][name]
+        np.testing.assert_allclose(state["ema"]["params"][name], average, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(states[-1]["ema"]["params"][name], states[-1]["params"][name], rtol=1e-6)
 
 
 def test_a_step_that_is_not_finite_changes_nothing(shared):
@@ -411,13 +417,14 @@ def test_a_step_that_is_not_finite_changes_nothing(shared):
     poisoned = True
     (before, after), (measured,) = one_step(shared, ema_decay=0.5, change=poison)
     assert not measured["finite"]
-    assert (after.step, after.skipped, measured["skipped"]) == (1, 1, 1)
-    for field in ("params", "stats", "opt_state", "ema"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(after, field), getattr(before, field))
+    optimizer = after["optimizer"]
+    assert (optimizer["step"], optimizer["skipped"], measured["skipped"]) == (1, 1, 1)
+    after["optimizer"] = {**before["optimizer"], "state": optimizer["state"]}
+    jax.tree.map(np.testing.assert_array_equal, after, before)
     poisoned = False
     (_, after), (measured,) = one_step(shared, ema_decay=0.5, change=poison)
     assert measured["finite"]
-    assert after.skipped == 0
+    assert after["optimizer"]["skipped"] == 0
 
 
 def test_too_many_steps_that_are_not_finite_abort_the_run(shared, trained, tmp_path, caplog):
@@ -452,7 +459,7 @@ def test_averages_are_what_is_evaluated_and_kept(shared, tmp_path):
     state, _ = state_of(tmp_path)
     loaded = checkpoint.load(tmp_path)
     assert "moving averages" in loaded.origin
-    for name, array in from_items(state).ema["params"].items():
+    for name, array in state["ema"]["params"].items():
         np.testing.assert_array_equal(loaded.params[name], array)
     assert relative(loaded.params["backbone.conv1.weight"], state["params"]["backbone.conv1.weight"]) > 1e-4
 

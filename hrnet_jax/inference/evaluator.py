@@ -27,7 +27,7 @@ from eval.records import Annotations, Predictions
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.mesh import gather_hosts, host_part, replicated, shard_batch
-from hrnet_jax.models import FunctionalModel, abstract_model, unstack
+from hrnet_jax.models import FunctionalModel, abstract_model
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import Arrays
 
@@ -66,7 +66,7 @@ class Evaluator:
             )
         network = FunctionalModel.of(abstract_model(config, folded=True))
         self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
-        self.fold = jax.jit(lambda params, stats: network.stack(fold(unstack(params), unstack(stats))))
+        self.fold = jax.jit(lambda params, stats: network.stack(fold(params, stats)))
         self.round_trip = jax.jit(lambda points, visible: self.codec.decode(self.codec.encode(points, visible)[0]))
         self._codec_AP: float | None = None
         # The annotated keypoints among those of the network.

@@ -24,6 +24,7 @@ __all__ = [
     "FunctionalModel",
     "HRNet",
     "Variant",
+    "abstract_model",
     "array_shapes",
     "create_model",
     "fill",

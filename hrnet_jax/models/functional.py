@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from data_pipelines.errors import listed
-from hrnet_jax.models.names import Arrays, mismatches, name_of, stack, stacked_array, unstack
+from hrnet_jax.models.names import Arrays, mismatches, name_of, stacked_array, unstack
 
 
 def state_dict(model: nnx.Module) -> tuple[Arrays, Arrays]:
@@ -35,21 +37,69 @@ def fill(model: nnx.Module, arrays: Mapping[str, Any], source: str = "the given 
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+    """How named arrays lie one after the other in a vector: convolution kernels first.
+
+    A training step with a few vectors as its state needs fewer kernels and less time to compile and to start than one
+    with thousands of arrays.
+
+    Attributes:
+      shapes: the arrays' names and shapes, in order.
+      kernels: the number of values that belong to kernels.
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    kernels: int
+
+    @classmethod
+    def of(cls, variables: Iterable[tuple[tuple[Any, ...], Any]]) -> Layout:
+        """The layout of variables by NNX path."""
+        kernels: list[tuple[str, tuple[int, ...]]] = []
+        others: list[tuple[str, tuple[int, ...]]] = []
+        for path, variable in variables:
+            (kernels if path[-1] == "kernel" else others).append((name_of(path), tuple(variable.shape)))
+        return cls((*kernels, *others), sum(math.prod(shape) for _, shape in kernels))
+
+    def vector(self, arrays: Mapping[str, Any]) -> Float[Array, " values"]:
+        """Concatenates arrays, given by the layout's names or by canonical ones."""
+        return jnp.concatenate([stacked_array(name, arrays).ravel() for name, _ in self.shapes])
+
+    def arrays(self, vector: Float[Array, " values"]) -> Arrays:
+        """The inverse of `vector`, by the layout's names."""
+        ends = np.cumsum([math.prod(shape) for _, shape in self.shapes])[:-1].tolist()
+        parts = jnp.split(vector, ends)
+        return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes, parts, strict=True)}
+
+
+@dataclasses.dataclass(frozen=True)
 class FunctionalModel:
     """A model as a pure function of its arrays by name (`nnx.split` and `nnx.merge`), for use in compiled steps.
 
     `FunctionalModel.of(model)` keeps the structure and drops the arrays. Rebuilding the module costs time only while
     tracing.
+
+    Attributes:
+      graph: the structure.
+      variables: path and type of each array.
+      params: the parameters' layout in a vector.
+      stats: that of the batch statistics.
     """
 
     graph: nnx.GraphDef
     variables: tuple[tuple[tuple[Any, ...], type], ...]
+    params: Layout
+    stats: Layout
 
     @classmethod
     def of(cls, model: nnx.Module) -> FunctionalModel:
         """The structure of a model."""
         graph, state = nnx.split(model)
-        return cls(graph, tuple((path, type(variable)) for path, variable in nnx.to_flat_state(state)))
+        flat = nnx.to_flat_state(state)
+        params, stats = (
+            Layout.of((path, variable) for path, variable in flat if isinstance(variable, kind))
+            for kind in (nnx.Param, nnx.BatchStat)
+        )
+        return cls(graph, tuple((path, type(variable)) for path, variable in flat), params, stats)
 
     def __call__(
         self, params: Arrays, stats: Arrays, images: Float[Array, "batch height width 3"], *, train: bool
@@ -67,12 +117,10 @@ class FunctionalModel:
         moved = _flat(nnx.state(model, nnx.BatchStat))
         return heatmaps, moved if moved.keys() == stats.keys() else unstack(moved)
 
-    def stack(self, tree: Any) -> Any:
-        """Stacks the arrays of every dictionary (by canonical name) in a tree, as this model's loops need them.
-
-        A compiled step then does not need to stack them. Without loops, the tree is unchanged.
-        """
-        return stack(tree, [name_of(path) for path, _ in self.variables])
+    def stack(self, arrays: Mapping[str, Any]) -> Arrays:
+        """Stacks arrays, given by canonical name, as this model's loops need them; a step then need not do it."""
+        names = (name_of(path) for path, _ in self.variables)
+        return {name: stacked_array(name, arrays) for name in names}
 
 
 def _flat(state: nnx.State) -> Arrays:

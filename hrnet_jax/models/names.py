@@ -5,16 +5,15 @@ checkpoints and converted and exported folders use them too, so that none depend
 Arrays keep our layout: convolution kernels are [height, width, in, out].
 
 In memory, a model with loops (`hrnet_jax.models.sequential`) stacks equal arrays: `backbone.stage3.0:4.conv1.weight`
-holds `backbone.stage3.0.conv1.weight` to `backbone.stage3.3.conv1.weight` along its first axis. `stack` and `unstack`
-convert between the two.
+holds `backbone.stage3.0.conv1.weight` to `backbone.stage3.3.conv1.weight` along its first axis. `stacked_array` and
+`unstack` convert between the two.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -45,28 +44,12 @@ def mismatches(arrays: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str
     return [problem for three in itertools.zip_longest(missing, unknown, reshaped) for problem in three if problem]
 
 
-def stack(tree: Any, names: Iterable[str]) -> Any:
-    """Stacks the arrays of every dictionary (by canonical name) in a tree where the given names have ranges."""
-    loops = {name: _members(name) for name in names if _RANGE.search(name)}
-    return _map_dicts(functools.partial(_stack_dict, loops=loops), tree)
-
-
-def unstack(tree: Any) -> Any:
-    """The inverse of `stack`: arrays by canonical name, in every dictionary of a tree."""
-    return _map_dicts(_unstack_dict, tree)
-
-
-def _stack_dict(arrays: Arrays, loops: Mapping[str, list[str]]) -> Arrays:
-    stacked = {name: stacked_array(name, arrays) for name, members in loops.items() if members[0] in arrays}
-    used = {member for name in stacked for member in loops[name]}
-    return {name: value for name, value in arrays.items() if name not in used} | stacked
-
-
-def _unstack_dict(arrays: Arrays) -> Arrays:
+def unstack(arrays: Arrays) -> Arrays:
+    """Arrays by canonical name, from those of a model with loops."""
     result: Arrays = {}
     for name, value in arrays.items():
         if parts := _parts(name):
-            result |= _unstack_dict(dict(zip(parts, _unstacked(value, len(parts)), strict=True)))
+            result |= unstack(dict(zip(parts, _unstacked(value, len(parts)), strict=True)))
         else:
             result[name] = value
     return result
@@ -103,18 +86,3 @@ def _unstacked(array: Any, count: int) -> list[Any]:
     if isinstance(array, jax.ShapeDtypeStruct):
         return [array.update(shape=array.shape[1:])] * count
     return [array[i] for i in range(count)]
-
-
-def _map_dicts(function: Callable[[Arrays], Arrays], tree: Any) -> Any:
-    """Applies a function to every dictionary in a tree, innermost first."""
-    if hasattr(tree, "shape"):  # an array: the most common case
-        return tree
-    return jax.tree.map(
-        lambda node: (
-            function({key: _map_dicts(function, value) for key, value in node.items()})
-            if isinstance(node, dict)
-            else node
-        ),
-        tree,
-        is_leaf=lambda node: isinstance(node, dict),
-    )

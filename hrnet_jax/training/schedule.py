@@ -14,19 +14,23 @@ from ml_collections import ConfigDict
 
 from data_pipelines.stages import settings_by_epoch
 from data_pipelines.types import Config
+from hrnet_jax.models.functional import Layout
 
 _LAST = np.iinfo(np.int32).max  # the largest step
 
 
-def create_optimizer(config: ConfigDict, schedule: Callable[[Any], Array]) -> optax.GradientTransformation:
-    """Adam, or AdamW if `config.optimizer.weight_decay` is above 0; only convolution kernels decay."""
-    if not config.optimizer.weight_decay:
+def create_optimizer(
+    config: ConfigDict, schedule: Callable[[Any], Array], layout: Layout
+) -> optax.GradientTransformation:
+    """Adam of a vector, or AdamW if `config.optimizer.weight_decay` is above 0; only convolution kernels decay."""
+    weight_decay = config.optimizer.weight_decay
+    if not weight_decay:
         return optax.adam(schedule)
 
-    def kernels(params: Any) -> Any:
-        return jax.tree.map(lambda array: array.ndim >= 4, params)  # in stacks, BatchNorm's arrays have two dimensions
+    def add_decay(updates: Array, params: Array) -> Array:
+        return updates + jnp.where(jnp.arange(params.size) < layout.kernels, weight_decay * params, 0.0)
 
-    return optax.adamw(schedule, weight_decay=config.optimizer.weight_decay, mask=kernels)
+    return optax.chain(optax.scale_by_adam(), optax.stateless(add_decay), optax.scale_by_learning_rate(schedule))
 
 
 def learning_rate(config: ConfigDict, steps_per_epoch: int) -> Callable[[Any], Array]:

@@ -17,30 +17,31 @@ from hrnet_jax.mesh import split_evenly
 from hrnet_jax.models import FunctionalModel, unstack
 from hrnet_jax.models.names import Arrays
 
-# Renames the arrays of a state to canonical names, as used in checkpoints.
-by_canonical_name = jax.jit(unstack)
+Vector = Float[Array, " _"]  # of parameters or of statistics
 
 
 class TrainState(NamedTuple):
-    """The state that a step updates; arrays have canonical names or those of `FunctionalModel.stack`."""
+    """The state that a step updates; its vectors have the layouts of `FunctionalModel`."""
 
     step: Array
-    params: Arrays
-    stats: Arrays
+    params: Vector
+    stats: Vector
     opt_state: optax.OptState
-    ema: dict[str, Arrays]  # moving averages of `params` and `stats`; empty without config.ema
+    ema: dict[str, Vector]  # moving averages of `params` and `stats`; empty without config.ema
     skipped: Array  # steps whose loss or gradients were not finite
 
 
-def new_state(params: Arrays, stats: Arrays, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
-    """The state before the first step."""
-    ema = jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if ema_decay else {}
-    return TrainState(jnp.int32(0), params, stats, optimizer.init(params), ema, jnp.int32(0))
-
-
-def weights_to_evaluate(state: TrainState) -> tuple[Arrays, Arrays]:
-    """The parameters and statistics to evaluate: the moving averages if there are any."""
-    return (state.ema["params"], state.ema["stats"]) if state.ema else (state.params, state.stats)
+def new_state(
+    network: FunctionalModel,
+    params: Arrays,
+    stats: Arrays,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+) -> TrainState:
+    """The state before the first step, from arrays by canonical name."""
+    vectors = {"params": network.params.vector(params), "stats": network.stats.vector(stats)}
+    opt_state, ema = optimizer.init(vectors["params"]), jax.tree.map(jnp.copy, vectors) if ema_decay else {}
+    return TrainState(jnp.int32(0), **vectors, opt_state=opt_state, ema=ema, skipped=jnp.int32(0))
 
 
 def make_train_step(
@@ -73,44 +74,44 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+        params, stats = network.params.arrays(state.params), network.stats.arrays(state.stats)
+
         def loss_of(params: Arrays, part: dict[str, Array]) -> tuple[Array, tuple[Arrays, tuple[Array, Array]]]:
             targets, weights = codec.encode(part["keypoints"], part["visible"])
-            heatmaps, stats = network(params, state.stats, normalise(part["image"]), train=True)
+            heatmaps, moved = network(params, stats, normalise(part["image"]), train=True)
             losses = codec.loss(heatmaps, targets, weights)
             first = slice(None, None, codec.maps_per_keypoint)
-            return losses.mean(), (stats, (losses, pck_counts(heatmaps[..., first], targets[..., first], weights)))
+            return losses.mean(), (moved, (losses, pck_counts(heatmaps[..., first], targets[..., first], weights)))
 
         def gradients_of(
             part: dict[str, Array],
-        ) -> tuple[tuple[Arrays, Arrays], tuple[Float[Array, " part"], Float[Array, "2 keypoints"]]]:
-            gradients, (stats, measured) = jax.grad(loss_of, has_aux=True)(state.params, part)
-            return (gradients, stats), measured
+        ) -> tuple[tuple[Vector, Vector], tuple[Float[Array, " part"], Float[Array, "2 keypoints"]]]:
+            gradients, (moved, measured) = jax.grad(loss_of, has_aux=True)(params, part)
+            return (network.params.vector(gradients), network.stats.vector(moved)), measured
 
         if parts == 1:
-            (gradients, stats), (losses, counts) = gradients_of(batch)
+            (gradients, moved), (losses, counts) = gradients_of(batch)
             source = batch["source"]
         else:
             # All parts start from the same statistics, so that the mean over parts is that of the complete batch.
-            def add(total: tuple[Arrays, Arrays], part: dict[str, Array]) -> tuple[tuple[Arrays, Arrays], Any]:
+            def add(total: tuple[Vector, Vector], part: dict[str, Array]) -> tuple[tuple[Vector, Vector], Any]:
                 result, measured = gradients_of(part)
                 return jax.tree.map(jnp.add, total, result), measured
 
             split = split_evenly(batch, parts, devices)
             zeros = jax.tree.map(jnp.zeros_like, (state.params, state.stats))
             total, (losses, counts) = jax.lax.scan(add, zeros, split)
-            gradients, stats = jax.tree.map(lambda x: x / parts, total)
+            gradients, moved = jax.tree.map(lambda x: x / parts, total)
             losses, counts, source = losses.ravel(), counts.sum(0), split["source"].ravel()
 
-        loss, gradient_norm = losses.mean(), optax.tree.norm(gradients)
+        loss, gradient_norm = losses.mean(), jnp.linalg.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params, ema = optax.apply_updates(state.params, updates), {}
+        vectors, ema = {"params": optax.apply_updates(state.params, updates), "stats": moved}, {}
         if ema_decay:
             keep = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-            ema = jax.tree.map(
-                lambda old, new: keep * old + (1 - keep) * new, state.ema, {"params": params, "stats": stats}
-            )
-        new = TrainState(state.step, params, stats, opt_state, ema, state.skipped)
+            ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, vectors)
+        new = TrainState(state.step, **vectors, opt_state=opt_state, ema=ema, skipped=state.skipped)
         new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         new = new._replace(step=state.step + 1, skipped=state.skipped + ~finite)
         member = jax.nn.one_hot(source, sources)
@@ -128,14 +129,42 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def to_items(state: TrainState) -> dict[str, Any]:
-    """The state as a checkpoint's items; evaluation reads `params` and `stats`, or `ema`."""
-    optimizer = {"step": state.step, "skipped": state.skipped, "state": state.opt_state}
-    items = {"params": state.params, "stats": state.stats, "optimizer": optimizer}
-    return {**items, "ema": state.ema} if state.ema else items
+def to_items(network: FunctionalModel, state: TrainState) -> dict[str, Any]:
+    """The state as a checkpoint's items, by canonical name; evaluation reads `params` and `stats`, or `ema`."""
+
+    def named(vectors: dict[str, Vector]) -> dict[str, Arrays]:
+        return {name: unstack(getattr(network, name).arrays(vector)) for name, vector in vectors.items()}
+
+    # The optimizer has scalars and one value per parameter.
+    opt_state = jax.tree.map(lambda a: named({"params": a})["params"] if a.ndim else a, state.opt_state)
+    optimizer = {"step": state.step, "skipped": state.skipped, "state": opt_state}
+    items = {**named({"params": state.params, "stats": state.stats}), "optimizer": optimizer}
+    return {**items, "ema": named(state.ema)} if state.ema else items
 
 
-def from_items(items: dict[str, Any]) -> TrainState:
+def from_items(network: FunctionalModel, items: dict[str, Any]) -> TrainState:
     """The inverse of `to_items`."""
-    optimizer, ema = items["optimizer"], items.get("ema", {})
-    return TrainState(optimizer["step"], items["params"], items["stats"], optimizer["state"], ema, optimizer["skipped"])
+
+    def vectors(items: dict[str, Any]) -> dict[str, Vector]:
+        return {name: getattr(network, name).vector(items[name]) for name in ("params", "stats") if name in items}
+
+    optimizer = items["optimizer"]
+    opt_state = jax.tree.map(
+        lambda node: network.params.vector(node) if isinstance(node, dict) else node,
+        optimizer["state"],
+        is_leaf=lambda node: isinstance(node, dict),
+    )
+    return TrainState(
+        optimizer["step"],
+        **vectors(items),
+        opt_state=opt_state,
+        ema=vectors(items.get("ema", {})),
+        skipped=optimizer["skipped"],
+    )
+
+
+def weights_to_evaluate(network: FunctionalModel, state: TrainState) -> tuple[Arrays, Arrays]:
+    """The parameters and statistics to evaluate, by canonical name: the moving averages if there are any."""
+    items = to_items(network, state)
+    items = items.get("ema", items)
+    return items["params"], items["stats"]
