@@ -3,6 +3,7 @@
 # make test-quick   the tests that neither train nor start processes: for the edit loop
 # make benchmark    of the accelerator at hand, against PyTorch: an hour. BENCH=PYTHON: one that has jax and torch for it
 # make install      .venv with pinned versions
+# make reproduce    DATA=FOLDER: AP of the published models at hand beside the published AP. MORE='--download': fetches them
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 RUN = .venv/bin/python
@@ -10,7 +11,7 @@ BENCH ?= $(RUN)
 QUICK = runs/quickstart
 PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install quickstart test test-quick lint benchmark
+.PHONY: install quickstart test test-quick lint benchmark reproduce
 
 # Python then keeps compiled modules: hundreds of processes import the same ones.
 unexport PYTHONDONTWRITEBYTECODE
@@ -40,6 +41,9 @@ lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+reproduce: install
+	$(RUN) -m benchmarks.reproduce --data "$(DATA)" $(MORE)
 
 benchmark:
 	mkdir -p runs/benchmarks

@@ -52,9 +52,9 @@ def fetch(weights: Weights, *, timeout: float = TIMEOUT, waits: Sequence[float] 
     Raises:
       InputError: no address gives the file; the line names the file, its addresses and where to put it.
     """
-    target = pathlib.Path(storage.user_cache()) / "weights" / weights.file
-    if _is_whole(target, weights):
-        return target
+    if path := cached(weights):
+        return path
+    target = _target(weights)
     if not weights.urls:
         raise InputError(f"{weights.file}: no address is known; download it from {weights.page} and put it at {target}")
     partial = target.with_name(f".{target.name}{storage.PARTIAL}")
@@ -74,6 +74,16 @@ def fetch(weights: Weights, *, timeout: float = TIMEOUT, waits: Sequence[float] 
         f"{weights.file} (SHA-256 {weights.sha256}...) cannot be downloaded: {'; '.join(problems)}; fetch it in "
         f"another way and put it at {target}"
     )
+
+
+def cached(weights: Weights) -> pathlib.Path | None:
+    """The local path of a published file that is in the cache; None if it is not, or if it is another file."""
+    target = _target(weights)
+    return target if _is_whole(target, weights) else None
+
+
+def _target(weights: Weights) -> pathlib.Path:
+    return pathlib.Path(storage.user_cache()) / "weights" / weights.file
 
 
 def _is_whole(path: pathlib.Path, weights: Weights) -> bool:
