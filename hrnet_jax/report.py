@@ -6,6 +6,12 @@ writes `report.html` into it: AP with its conditions, curves, speed, kinds of mi
 the config. The page needs no network and no scripts. `--config.data.root=DATA` gives the current location of the data.
 The output folder of an evaluation can be reported too; outside a work directory, `--checkpoint` names the evaluated
 model, whose config names the data.
+
+    python -m hrnet_jax.report runs/merge --reference LOG
+
+draws the loss, accuracy and AP of a training log of MMPose (TIME.log, TIME.log.json, scalars.json) or official HRNet
+(*_train.log) beside the run's, by epoch, and says where the run leaves the band around it
+(`hrnet_jax.reporting.beside`).
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ from hrnet_jax import cli
 OPTIONS: cli.Options = {
     "workdir": (None, "folder of the run; may be given as the first argument, without --workdir"),
     "output": ("", "HTML file; default: report.html in the folder"),
+    "reference": ("", "training log of MMPose or official HRNet to draw beside the run"),
     "checkpoint": ("", "work directory or converted folder of the model, for a folder without a config"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
@@ -32,6 +39,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json
 from eval.coco import METRICS
 from hrnet_jax import config as config_lib
+from hrnet_jax.reporting import beside
 from hrnet_jax.reporting.mistakes import EXPLANATION, mistakes
 from hrnet_jax.reporting.page import Html, chart, note, page, table, tag
 from hrnet_jax.training import metrics as metric_files
@@ -54,21 +62,28 @@ class Evaluation(NamedTuple):
     metrics: dict[str, Any]
 
 
-def report(workdir: str | os.PathLike, output: str | os.PathLike = "", *, config: ConfigDict | None = None) -> str:
+def report(
+    workdir: str | os.PathLike,
+    output: str | os.PathLike = "",
+    *,
+    config: ConfigDict | None = None,
+    reference: str | os.PathLike = "",
+) -> str:
     """Writes the page and returns its path.
 
     Args:
       workdir: a run, finished or not, or the output folder of `hrnet_jax.evaluate`.
       output: an HTML file; default: `report.html` in the work directory.
       config: the experiment; None: read from the work directory.
+      reference: a training log to draw beside the run, see `hrnet_jax.reporting.reference`.
 
     Raises:
-      InputError: the folder is neither, one of its files is damaged, or the page cannot be written.
+      InputError: the folder is neither, one of its files or the log is damaged, or the page cannot be written.
     """
     config = stored_config(workdir) if config is None else config
     path = epath.Path(output or epath.Path(workdir) / "report.html")
     storage.check_output(path)
-    storage.write(path, build(workdir, config).encode(errors="replace"))  # names may hold invalid characters
+    storage.write(path, build(workdir, config, reference).encode(errors="replace"))  # names may hold invalid characters
     return str(path)
 
 
@@ -88,8 +103,8 @@ def stored_config(workdir: str | os.PathLike, model: str | os.PathLike = "") -> 
     return checkpoint.stored_config(model) if model else ConfigDict()
 
 
-def build(workdir: str | os.PathLike, config: ConfigDict) -> str:
-    """The HTML page of a work directory. Raises InputError if one of its files is damaged."""
+def build(workdir: str | os.PathLike, config: ConfigDict, reference: str | os.PathLike = "") -> str:
+    """The HTML page of a work directory. Raises InputError if one of its files or the log is damaged."""
     folder = epath.Path(workdir)
     name = storage.absolute(folder).name
     records, evaluations = _records(folder), list(_evaluations(folder, name))
@@ -97,6 +112,9 @@ def build(workdir: str | os.PathLike, config: ConfigDict) -> str:
     content += _results(evaluations)
     if records:
         content += [tag("h2", "Curves"), _curves(records), tag("h2", "Speed"), _speed(records)]
+    if reference:
+        ours = beside.by_epoch(records, _steps_per_epoch(folder), _AP)
+        content += beside.section(reference, ours, annotated=bool(config) and not config.data.eval.boxes)
     if evaluations:
         content += [tag("h2", "Mistakes"), tag("p", EXPLANATION, class_="soft")]
     for found in evaluations:
@@ -214,6 +232,15 @@ def _speed(records: Records) -> Html:
     return tag("div", *charts, class_="grid")
 
 
+def _steps_per_epoch(folder: epath.Path) -> int:
+    for start in reversed(record_lib.read_starts(folder)):
+        if isinstance(steps := start.get("steps_per_epoch"), int) and steps > 0:
+            return steps
+    raise InputError(
+        f"{folder / record_lib.NAME}: does not state steps_per_epoch, which every start of a training does"
+    )
+
+
 def _points(records: Records, key: str) -> list[tuple[float, float]]:
     return [(record["step"], record[key]) for record in records if key in record]
 
@@ -248,7 +275,7 @@ def main() -> None:
 
 
 def _report(values: Mapping[str, Any], config: ConfigDict) -> None:
-    print(report(values["workdir"], values["output"], config=config))
+    print(report(values["workdir"], values["output"], config=config, reference=values["reference"]))
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             history = [trained_on(data, init)]
         start_step = int(state.step)
         from_main_host(lambda: storage.write(folder / "config.json", config_lib.to_json(config) + "\n"))
-        record.facts |= {"first_step": start_step, "data": history[-1]}
+        record.facts |= {"first_step": start_step, "steps_per_epoch": steps_per_epoch, "data": history[-1]}
         record.write()
 
         is_evaluated = checkpoints.is_evaluated(start_step)

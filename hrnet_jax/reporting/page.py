@@ -119,9 +119,14 @@ def bar(shares: Mapping[str, Number], colours: Mapping[str, str], large: bool = 
 
 
 def chart(
-    title: str, lines: Mapping[str, Points], *, log: bool = False, limits: tuple[Number, Number] | None = None
+    title: str,
+    lines: Mapping[str, Points],
+    *,
+    log: bool = False,
+    limits: tuple[Number, Number] | None = None,
+    unit: str = "step",
 ) -> Html:
-    """Lines over steps.
+    """Lines over steps or epochs.
 
     Args:
       title: above the chart.
@@ -129,6 +134,7 @@ def chart(
         than 400 points are averaged over neighbours.
       log: whether the value axis is logarithmic; otherwise it includes 0.
       limits: of the value axis; None: those of the values.
+      unit: "step" or "epoch".
     """
     shown = {name: _thinned([p for p in points if _drawable(p[1], log)]) for name, points in lines.items()}
     shown = {name: points for name, points in shown.items() if points}
@@ -143,14 +149,14 @@ def chart(
         low, high = min(low, 0), max(high, 0)
     y_axis = _Axis.of(low, high, log, _HEIGHT - _BOTTOM, _TOP)
     colours = {name: f"var(--c{number % 6})" for number, name in enumerate(shown)}
-    parts = [*_grid(x_axis, y_axis)]
+    parts = [*_grid(x_axis, y_axis, unit)]
     for name, points in shown.items():
         places = [(x_axis.place(step), y_axis.place(value)) for step, value in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(tag("polyline", points=path, class_="line", style=f"stroke:{colours[name]}"))
         if len(points) <= _MOST_DOTS:
             for (x, y), (step, value) in zip(places, points, strict=True):
-                text = tag("title", f"{name}: {value:.5g} at step {step:,.0f}")
+                text = tag("title", f"{name}: {value:.5g} at {unit} {step:,.0f}")
                 parts.append(tag("circle", text, cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, style=f"fill:{colours[name]}"))
     drawing = tag("svg", *parts, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=title)
     names = legend(colours) if len(colours) > 1 else ""
@@ -180,9 +186,9 @@ class _Axis:
         return self._start + min(max(share, 0.0), 1.0) * (self._end - self._start)
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis) -> Iterable[Html]:
+def _grid(x_axis: _Axis, y_axis: _Axis, unit: str) -> Iterable[Html]:
     below = _HEIGHT - _BOTTOM + 16
-    yield tag("text", "step", x=_LEFT - 12, y=below, text_anchor="end")
+    yield tag("text", unit, x=_LEFT - 12, y=below, text_anchor="end")
     for tick in y_axis.ticks:
         y = f"{y_axis.place(tick):.1f}"
         yield tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="rule")
