@@ -9,6 +9,10 @@
     OUTPUT/example.py, README.md             prediction with only jax, numpy, flatbuffers and safetensors
     OUTPUT/SHA256SUMS
 
+README.md is a model card, too: results with their conditions (stored with the checkpoint, published, or `--metrics`),
+intended use, and the licence of the weights (`--license`). `--push hf://USER/REPOSITORY` uploads the folder to the
+Hugging Face Hub (extra `hub`; token of `hf auth login` or HF_TOKEN).
+
 Keys of the checkpoint's config can be overridden: `--config.eval.flip_test=False` halves the program's work. Exit
 status 2: the program and the live model differ, and nothing was written.
 """
@@ -35,6 +39,9 @@ OPTIONS: cli.Options = {
     "checkpoint": cli.CHECKPOINT,
     "output": (None, "new folder"),
     "dtype": ("float32", f"the program's arithmetic: {' or '.join(TOLERANCE)}"),
+    "metrics": ("", "metrics.json of an evaluation, for the model card; default: the checkpoint's"),
+    "license": ("other", "licence of the weights for the model card, by the Hub's identifier; other: that of the data"),
+    "push": ("", "hf://USER/REPOSITORY[@REVISION][/PATH] on the Hugging Face Hub, to which the folder is uploaded"),
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
@@ -53,7 +60,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
 from data_pipelines.errors import InputError
-from data_pipelines.json_files import json_text
+from data_pipelines.json_files import json_text, read_json
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic.render import Settings, render_scene
 from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix, warp_span
@@ -64,7 +71,7 @@ from hrnet_jax.models import FunctionalModel, abstract_model, array_shapes
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import Arrays
 from hrnet_jax.outcomes import Aborted
-from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights import card, checkpoint, hub
 from hrnet_jax.weights.folder import MODEL, Model, check_free, new_folder
 
 FORMAT_VERSION = 2
@@ -88,25 +95,29 @@ class Deviation(NamedTuple):
     moved: float
 
 
-def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -> dict[str, Any]:
+def export(
+    trained: Model, output: str | pathlib.Path, dtype: str = "float32", license_id: str = "other"
+) -> dict[str, Any]:
     """Exports a model.
 
     Args:
       trained: from `hrnet_jax.weights.checkpoint.load`; moving averages if there are any.
       output: a folder that does not exist yet or is empty; it appears after all checks have passed.
       dtype: "float32" or "bfloat16", the program's arithmetic; the stored weights are always float32.
+      license_id: the licence of the weights, by the Hub's identifier; "other": that of the training data.
 
     Returns:
       The content of program.json.
 
     Raises:
-      InputError: the config, dtype or folder is invalid, or the model's outputs are not finite.
+      InputError: the config, dtype, licence or folder is invalid, or the model's outputs are not finite.
       Aborted: the program, read back from the folder, differs from the live model by more than `TOLERANCE`.
     """
     config = trained.config
     if dtype not in TOLERANCE:
         raise InputError(f"--dtype={dtype}: unknown; there are {', '.join(TOLERANCE)}")
     config_lib.check(config, training=False)
+    card.check_license(license_id)
     check_free(output)
     arrays = {name: np.asarray(a, np.float32) for name, a in {**trained.params, **trained.stats}.items()}
     programs = build(config, dtype)
@@ -125,7 +136,9 @@ def export(trained: Model, output: str | pathlib.Path, dtype: str = "float32") -
         text = json_text({**facts, "deviation": found._asdict(), "tolerance": allowed._asdict()})
         (folder / FACTS).write_text(text)
         (folder / "example.py").write_bytes(_EXAMPLE.read_bytes())
-        (folder / "README.md").write_text(_README.format(**facts))
+        head = card.front_matter(config, facts["model"], trained.metrics, license_id)
+        rest = card.sections(config, trained.metrics, license_id)
+        (folder / "README.md").write_text(f"{head}{_README.format(**facts)}\n{rest}")
         sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.iterdir())]
         (folder / "SHA256SUMS").write_text("".join(sums))
     return json.loads(text)
@@ -282,13 +295,22 @@ def main() -> None:
 
 
 def _export(values: Mapping[str, Any], config: ConfigDict) -> None:
+    if values["push"]:
+        hub.check_target(values["push"])
     trained = checkpoint.load(values["checkpoint"])
-    facts = export(trained._replace(config=config), values["output"], values["dtype"])
+    if values["metrics"]:
+        metrics = read_json(values["metrics"])
+        if not isinstance(metrics, dict) or "AP" not in metrics:
+            raise InputError(f"{values['metrics']}: not the metrics.json of an evaluation")
+        trained = trained._replace(metrics=metrics)
+    facts = export(trained._replace(config=config), values["output"], values["dtype"], values["license"])
     found = facts["deviation"]
     print(
         f"{trained.origin} -> {values['output']}; differs from the float32 model by at most "
         f"{found['keypoints']:.2g} px, {found['scores']:.2g} of the scores"
     )
+    if values["push"]:
+        print(f"uploaded to {hub.push(values['output'], values['push'])}")
 
 
 if __name__ == "__main__":

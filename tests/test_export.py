@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from configs import common
@@ -19,6 +20,7 @@ from data_pipelines.images import read_image
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic import write_dataset
 from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix, warp_span
+from eval.coco import METRICS
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
@@ -29,10 +31,11 @@ from hrnet_jax.models import FunctionalModel, abstract_model, create_model, stat
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import mismatches
 from hrnet_jax.outcomes import Aborted
-from hrnet_jax.weights import checkpoint
+from hrnet_jax.weights import card, checkpoint
 from hrnet_jax.weights.folder import Model as StoredModel
 from hrnet_jax.weights.folder import load_folder
 from tests.helpers import REPOSITORY, mistake, run
+from tests.hub_server import hub
 
 # Refuses what an exported folder must do without; a finder of its own, ahead of all others.
 WITHOUT = """
@@ -282,6 +285,102 @@ def test_equal_models_are_equal_files(workdir, folder, tmp_path):
     assert (tmp_path / "again/SHA256SUMS").read_text() == (folder / "SHA256SUMS").read_text()
 
 
+# --- The model card, and the Hub.
+
+
+def card_of(folder):
+    """The front matter and the text of a folder's README.md."""
+    _, head, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+def test_the_card_holds_the_checkpoints_results(folder, workdir):
+    measured = json.loads((workdir / "metrics.json").read_text())
+    head, text = card_of(folder)
+    assert head["library_name"] == "jax"
+    assert head["pipeline_tag"] == "keypoint-detection"
+    assert head["license"] == "other"
+    assert {"hrnet", "pose-estimation", "coco", "udp"} <= {*head["tags"]}
+    (model,) = head["model-index"]
+    (result,) = model["results"]
+    assert model["name"] == "HRNet tiny 96x96 udp"
+    found = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert found == {name: round(measured[name], 4) for name in METRICS if measured[name] >= 0}
+    assert found["AP"] > 0.5
+    where = result["dataset"]["name"]
+    assert where.startswith("person_keypoints_val2017.json (boxes annotated, model tiny 96x96 udp, keypoints coco")
+    assert "flip_test True" in where
+    assert f" {found['AP']:.3f} |" in text
+    assert where in text
+    assert "Finds 17 keypoints (nose, " in text
+    assert "COCO: annotations CC BY 4.0" in text
+
+
+def test_cards_of_other_models(tmp_path):
+    trained = random_model(tiny_config())
+    export(trained, tmp_path / "unmeasured", license_id="cc-by-4.0")
+    head, text = card_of(tmp_path / "unmeasured")
+    assert "model-index" not in head
+    assert head["license"] == "cc-by-4.0"
+    assert "license_name" not in head
+    assert "No evaluation is stored with this model" in text
+    assert "Weights: cc-by-4.0." in text
+    config = load_config(f"{REPOSITORY}/configs/coco_aic_merge.py")
+    config.init = "/somewhere/hrnet_w32-imagenet"
+    published = {"AP": 0.757, "AR": -1.0, "conditions": "boxes: of AP 56.4", "page": "https://a.b/c"}
+    _, head, _ = card.front_matter(config, "w32", published, "other").split("---\n")
+    (result,) = yaml.safe_load(head)["model-index"][0]["results"]
+    assert result["source"] == {"name": "published results", "url": "https://a.b/c"}
+    assert result["metrics"] == [{"type": "AP", "name": "AP", "value": 0.757}]
+    assert result["dataset"]["name"] == "person_keypoints_val2017.json (boxes: of AP 56.4)"
+    text = card.sections(config, published, "other")
+    assert "Published on https://a.b/c" in text
+    assert "AI Challenger: the terms of its competition" in text
+    assert "from weights of hrnet_w32-imagenet, with their own terms" in text
+
+
+def test_the_hubs_library_reads_the_card(folder):
+    cards = pytest.importorskip("huggingface_hub").ModelCard.load(folder / "README.md")
+    results = cards.data.eval_results
+    assert {result.metric_type for result in results} >= {"AP", "AP50", "AR"}
+    assert results[0].task_type == "keypoint-detection"
+    assert cards.data.license == "other"
+
+
+def test_an_exported_folder_is_pushed(folder, tmp_path):
+    """The command uploads what it wrote; from the Hub it is the same model."""
+    pytest.importorskip("huggingface_hub")
+    (tmp_path / "metrics.json").write_text('{"AP": 0.123, "boxes": "mine"}')
+    command = ["hrnet_jax.export", "--checkpoint", folder, f"--metrics={tmp_path}/metrics.json"]
+    files = {}
+    with hub(files, tmp_path / "home") as environment:
+        output = ["--output", tmp_path / "out", "--push", "hf://user/name/deep"]
+        done = run(*command, *output, **environment)
+        assert done.stdout.splitlines()[-1] == f"uploaded to {environment['HF_ENDPOINT']}/user/name"
+        assert files == {f"deep/{path.name}": path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert card_of(tmp_path / "out")[0]["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.123
+        convert = ["hrnet_jax.convert", "--input=hf://user/name/deep", "--to=official"]
+        run(*convert, "--output", tmp_path / "again.safetensors", **environment)
+        again = load_file(tmp_path / "again.safetensors")
+        assert len([name for name in again if name.endswith("running_var")]) == len(load_folder(folder).stats) // 2
+        output = ["--output", tmp_path / "out2", "--push", "hf://user/another"]
+        done = run(*command, *output, check=False, **environment)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: hf://user/another: cannot be uploaded (403")
+    assert line.endswith(f"{tmp_path}/out2 is complete, `hf upload` can retry")
+
+
+def test_pushing_says_what_it_needs(folder, tmp_path, monkeypatch):
+    """Before anything is written."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    command = ["hrnet_jax.export", "--checkpoint", folder, "--output", tmp_path / "out", "--push"]
+    expected = "error: hf://user/name: needs huggingface_hub: pip install hrnet-jax[hub]"
+    assert mistake(*command, "hf://user/name") == expected
+    assert "user/name: must be hf://USER/REPOSITORY" in mistake(*command, "user/name")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- Refusals.
 
 
@@ -321,6 +420,11 @@ def test_damaged_weights_are_refused(tmp_path):
         (("--checkpoint", "{tmp}/none", "--output", "{tmp}/out"), "none: no such folder"),
         (("--checkpoint", "{folder}", "--output", "{folder}"), "is not empty"),
         (("--checkpoint", "{folder}", "--output", "{tmp}/out", "--dtype=float16"), "float32, bfloat16"),
+        (("--checkpoint", "{folder}", "--output", "{tmp}/out", "--license=My Licence"), "an identifier like cc-by-4.0"),
+        (
+            ("--checkpoint", "{folder}", "--output", "{tmp}/out", "--metrics={folder}/program.json"),
+            "not the metrics.json",
+        ),
         (("--checkpoint", "{folder}", "--output", "{tmp}/out", "--config.eval.flip=True"), "flip"),
         (("--checkpoint", "{folder}"), "missing --output"),
     ],

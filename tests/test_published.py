@@ -1,7 +1,6 @@
 """Published models by name: the record, downloads that fail in every way, and files that are recognised."""
 
 import hashlib
-import http.server
 import json
 import os
 import pathlib
@@ -9,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from hrnet_jax.models import create_model, state_dict
 from hrnet_jax.weights import checkpoint, download, initial, named, published, torch_models
 from hrnet_jax.weights.folder import load_folder
 from tests.helpers import REPOSITORY
+from tests.hub_server import hub
 from tests.torch_writer import Torch, save_torch
 from tests.weights_server import serve
 
@@ -43,7 +42,8 @@ def own(tmp_path, monkeypatch):
 
     def write(content, urls, name="mine", config=TINY, file="mine.pth", **more):
         entry = {"file": file, "urls": urls, "sha256": hashlib.sha256(content).hexdigest()[:8], "page": "a page"}
-        models = [{"name": name, "config": config, "files": [entry]}]
+        entry["published"] = {"AP": 0.25}
+        models = [{"name": name, "config": config, "conditions": "with care", "files": [entry]}]
         (tmp_path / "models.json").write_text(json.dumps({"models": models, **more}))
         monkeypatch.setenv("HRNET_JAX_MODELS", str(tmp_path / "models.json"))
         return published.find(name)
@@ -313,6 +313,8 @@ def test_a_name_stands_for_a_model_everywhere(by_name, tiny, tmp_path, monkeypat
         np.testing.assert_array_equal(found.params["backbone.conv1.weight"], expected["backbone.conv1.weight"])
     assert checkpoint.stored_config("mine").to_json() == load_config(TINY).to_json() == trained.config.to_json()
     assert trained.origin == "mine.pth"
+    assert trained.metrics == {"AP": 0.25, "conditions": "with care", "page": "a page"}
+    assert named.load(by_name).metrics == trained.metrics
     (people,) = hrnet_jax.load("mine")(np.zeros((96, 72, 3), np.uint8))
     assert people[0]["keypoints"].shape == (17, 2)
     monkeypatch.setattr(sys, "argv", ["convert", "--input=mine", f"--output={tmp_path / 'folder'}"])
@@ -482,42 +484,6 @@ def test_the_hub_says_what_it_needs(monkeypatch):
         checkpoint.stored_config("hf://user")
 
 
-def hub_of(files):
-    """As much of the Hub as huggingface_hub asks for, with one repository: user/name."""
-    commit = "0" * 40
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.do_GET()
-
-        def do_GET(self):
-            path, name = self.path.partition("?")[0], ""
-            if "/resolve/" in path:
-                name = path.partition("/resolve/")[2].partition("/")[2]
-                body = files.get(name)
-            elif path.startswith("/api/models/user/name"):
-                siblings = [{"rfilename": name} for name in files]
-                tree = [{"type": "file", "path": n, "size": len(b), "oid": "1" * 40} for n, b in files.items()]
-                info = {"id": "user/name", "sha": commit, "siblings": siblings}
-                body = json.dumps(tree if "/tree/" in path else info).encode()
-            else:
-                body = None
-            self.send_response(404 if body is None else 200)
-            if body is None:
-                self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("X-Repo-Commit", commit)
-            self.send_header("ETag", f'"{hashlib.sha1(body or b"").hexdigest()}"')
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            if self.command == "GET" and body:
-                self.wfile.write(body)
-
-        def log_message(self, *unused):
-            pass
-
-    return Handler
-
-
 def test_folders_and_files_on_the_hub(by_name, tmp_path):
     pytest.importorskip("huggingface_hub")
     convert.from_torch(by_name, load_config(TINY), tmp_path / "folder")
@@ -529,20 +495,10 @@ def test_folders_and_files_on_the_hub(by_name, tmp_path):
         "for path in sys.argv[1:]:\n"
         "    print(checkpoint.load(path).digest())\n"
     )
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), hub_of(files)) as listener:
-        thread = threading.Thread(target=listener.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        address = f"http://127.0.0.1:{listener.server_address[1]}"
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": address,
-            "HF_HOME": str(tmp_path / "hub"),
-            "HF_HUB_DISABLE_XET": "1",
-        }
+    with hub(files, tmp_path / "hub") as environment:
         paths = ["hf://user/name/deep", "hf://user/name@main/weights/mine.pth", "hf://user/none/deep"]
         command = [sys.executable, "-c", program, *paths]
+        environment = {**os.environ, **environment}
         done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-        listener.shutdown()
-        thread.join()
     assert done.stdout.split() == [checkpoint.load(tmp_path / "folder").digest()] * 2, done.stderr
     assert "InputError: hf://user/none/deep: cannot be downloaded (" in done.stderr

@@ -258,7 +258,8 @@ def load(path: str | os.PathLike, *, whole: bool = True) -> Model:
             continue  # the training deleted it in the meantime
         items = items.get("ema", items)
         average = ", moving averages" if config.get("ema") else ""
-        return Model(config, items["params"], items["stats"], {}, f"{folder}, step {meta['step']}{average}")
+        origin = f"{folder}, step {meta['step']}{average}"
+        return Model(config, items["params"], items["stats"], {}, origin, _metrics(chosen))
     raise InputError(f"{folder}: checkpoints are replaced faster than they can be read; try again")
 
 

@@ -14,6 +14,7 @@ import hashlib
 import os
 import pathlib
 import tempfile
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ class Model(NamedTuple):
       stats: batch statistics by canonical name.
       extra: other arrays.
       origin: a description of where it was loaded from.
+      metrics: its stored or published results with their conditions; empty if there are none.
     """
 
     config: ConfigDict
@@ -49,6 +51,7 @@ class Model(NamedTuple):
     stats: dict[str, Any]
     extra: dict[str, Any]
     origin: str
+    metrics: Mapping[str, Any] = types.MappingProxyType({})
 
     @classmethod
     def of(cls, config: ConfigDict, arrays: Mapping[str, Any], origin: str) -> Model:

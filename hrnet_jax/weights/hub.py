@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+from types import ModuleType
+from typing import NamedTuple
 
 from data_pipelines.errors import InputError
 from hrnet_jax.weights.torch_files import SUFFIXES
@@ -23,22 +25,70 @@ def local(path: str | os.PathLike) -> str | os.PathLike:
     text = os.fspath(path)
     if not text.startswith(_SCHEME):
         return path
-    user, _, rest = text.removeprefix(_SCHEME).partition("/")
-    repository, _, inner = rest.partition("/")
-    repository, _, revision = repository.partition("@")
-    if not user or not repository:
-        raise InputError(f"{text}: must be hf://USER/REPOSITORY[@REVISION][/PATH]")
+    place, library = _parse(text), _library(text)
     try:
-        from huggingface_hub import hf_hub_download, snapshot_download
+        if pathlib.PurePosixPath(place.inner).suffix in SUFFIXES:
+            return library.hf_hub_download(place.repository, place.inner, revision=place.revision)
+        patterns = [f"{place.inner}/**"] if place.inner else None
+        folder = library.snapshot_download(place.repository, revision=place.revision, allow_patterns=patterns)
+    except Exception as error:  # of the Hub's library and of those that it uses
+        raise InputError(f"{text}: cannot be downloaded ({_reason(error)})") from None
+    return os.path.join(folder, place.inner)
+
+
+def check_target(target: str) -> None:
+    """Raises InputError if a folder cannot be pushed to a path: it is no path on the Hub, or the extra is missing."""
+    _parse(target)
+    _library(target)
+
+
+def push(folder: str | os.PathLike, target: str) -> str:
+    """Uploads a folder's files in one commit and returns the repository's address.
+
+    A missing repository is created with the user's default visibility. The token is that of `hf auth login` or
+    HF_TOKEN.
+
+    Raises InputError if the path is not of that form, the extra is not installed, or the Hub refuses.
+    """
+    place, library = _parse(target), _library(target)
+    try:
+        address = library.create_repo(place.repository, exist_ok=True)
+        library.upload_folder(
+            repo_id=place.repository,
+            folder_path=folder,
+            path_in_repo=place.inner or None,
+            revision=place.revision,
+            commit_message="Exported by hrnet_jax",
+        )
+    except Exception as error:  # of the Hub's library and of those that it uses
+        raise InputError(
+            f"{target}: cannot be uploaded ({_reason(error)}); {os.fspath(folder)} is complete, `hf upload` can retry"
+        ) from None
+    return str(address)
+
+
+class _Place(NamedTuple):
+    repository: str
+    revision: str | None
+    inner: str  # path in the repository
+
+
+def _parse(text: str) -> _Place:
+    user, _, rest = text.removeprefix(_SCHEME).partition("/")
+    name, _, inner = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if not text.startswith(_SCHEME) or not user or not name:
+        raise InputError(f"{text}: must be hf://USER/REPOSITORY[@REVISION][/PATH]")
+    return _Place(f"{user}/{name}", revision or None, inner.strip("/"))
+
+
+def _library(text: str) -> ModuleType:
+    try:
+        import huggingface_hub
     except ImportError:
         raise InputError(f"{text}: needs huggingface_hub: pip install hrnet-jax[hub]") from None
-    name, inner = f"{user}/{repository}", inner.strip("/")
-    try:
-        if pathlib.PurePosixPath(inner).suffix in SUFFIXES:
-            return hf_hub_download(name, inner, revision=revision or None)
-        patterns = [f"{inner}/**"] if inner else None
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=patterns)
-    except Exception as error:  # of the Hub's library and of those that it uses
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{text}: cannot be downloaded ({reason or type(error).__name__})") from None
-    return os.path.join(folder, inner)
+    return huggingface_hub
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -37,13 +37,8 @@ def config_of(path: str | os.PathLike) -> ConfigDict:
 
     Raises InputError if that leaves the config open, or if the file cannot be read.
     """
-    if weights := _published(path):
-        return config_lib.load_config(weights.config_spec)
-    check_regular(path)
-    if weights := published.identify(path):
-        logger.info("%s: is %s; config %s", path, weights.model, weights.config)
-        return config_lib.load_config(weights.config_spec)
-    return config_lib.load_config(_by_architecture(path))
+    weights = _recognised(path)
+    return config_lib.load_config(weights.config_spec if weights else _by_architecture(path))
 
 
 def file_of(path: str | os.PathLike) -> pathlib.Path:
@@ -54,9 +49,13 @@ def file_of(path: str | os.PathLike) -> pathlib.Path:
 
 def load(path: str | os.PathLike) -> Model:
     """Loads a published model or a PyTorch file, with or without a head. Raises InputError if that is impossible."""
-    config = config_of(path)
+    weights = _recognised(path)
+    config = config_lib.load_config(weights.config_spec if weights else _by_architecture(path))
     file = file_of(path)
-    return Model.of(config, torch_models.read_arrays(file, config), file.name)
+    model = Model.of(config, torch_models.read_arrays(file, config), file.name)
+    if weights is None or not weights.results:
+        return model
+    return model._replace(metrics={**weights.results, "conditions": weights.conditions, "page": weights.page})
 
 
 def unknown(path: str | os.PathLike) -> str:
@@ -67,6 +66,16 @@ def unknown(path: str | os.PathLike) -> str:
 
 def _published(path: str | os.PathLike) -> Weights | None:
     return None if pathlib.Path(path).exists() else published.find(os.fspath(path))
+
+
+def _recognised(path: str | os.PathLike) -> Weights | None:
+    """The published file of this name, or with a file's hash or name. Raises InputError if the file is damaged."""
+    if weights := _published(path):
+        return weights
+    check_regular(path)
+    if weights := published.identify(path):
+        logger.info("%s: is %s; config %s", path, weights.model, weights.config)
+    return weights
 
 
 def _by_architecture(path: str | os.PathLike) -> str:
