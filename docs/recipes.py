@@ -45,6 +45,15 @@ model's name selects its newest file, a file's name that file. `HRNET_JAX_MODELS
 mirrors (`hrnet_jax/weights/published.py` shows the format). `hf://USER/REPOSITORY[@REVISION][/PATH]` names a folder on
 the Hugging Face Hub (extra `hub`), and `gs://` one in a bucket (extra `gcs`).
 """
+_REPRODUCE = """\
+## Reproducing the published AP
+
+`make reproduce DATA=DATA` evaluates every published model whose file is in the cache, with the published conditions, and
+prints its AP beside the published one; `MORE='--download'` fetches the others, `MORE='--weights=FOLDER --models=NAME,NAME'`
+takes files from a folder and chooses. The table is in `runs/reproduced/reproduced.md`; an interrupted run continues. Exit
+status 0: all AP are within 0.002 (`--tolerance`) of the published ones. Rehearsed on stand-ins (`tests/test_reproduce.py`);
+the published files were not at hand here.
+"""
 _COMMANDS = """\
 ## Commands
 
@@ -89,6 +98,7 @@ def render(weights: list[Weights], ours: dict[str, Any]) -> str:
         _NAMES,
         *files,
         "",
+        _REPRODUCE,
         _COMMANDS,
         "```",
         *commands,
