@@ -48,11 +48,11 @@ the Hugging Face Hub (extra `hub`), and `gs://` one in a bucket (extra `gcs`).
 _REPRODUCE = """\
 ## Reproducing the published AP
 
-`make reproduce DATA=DATA` evaluates every published model whose file is in the cache, with the published conditions, and
-prints its AP beside the published one; `MORE='--download'` fetches the others, `MORE='--weights=FOLDER --models=NAME,NAME'`
-takes files from a folder and chooses. The table is in `runs/reproduced/reproduced.md`; an interrupted run continues. Exit
-status 0: all AP are within 0.002 (`--tolerance`) of the published ones. Rehearsed on stand-ins (`tests/test_reproduce.py`);
-the published files were not at hand here.
+`make reproduce DATA=DATA` evaluates every published model whose file is in the cache, with the published conditions,
+and prints its AP beside the published one; `MORE='--download'` fetches the others, `MORE='--weights=FOLDER
+--models=NAME,NAME'` takes files from a folder and chooses. The table is in `runs/reproduced/reproduced.md`; an
+interrupted run continues. Exit status 0: all AP are within 0.002 (`--tolerance`) of the published ones. Rehearsed on
+stand-ins (`tests/test_reproduce.py`); the published files were not at hand here.
 """
 _COMMANDS = """\
 ## Commands
