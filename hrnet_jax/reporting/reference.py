@@ -120,7 +120,7 @@ class _Log:
             return  # the incomplete line of a run that was killed
         if not isinstance(record, dict) or not ("mode" in record or "step" in record):
             return
-        values = {key.rpartition("/")[2]: repr(value) for key, value in record.items() if _is_number(value)}
+        values = {key.rpartition("/")[2]: repr(value) for key, value in reversed(record.items()) if _is_number(value)}
         found = {key: values[key] for key in _VALUES if key in values}
         if not found:
             return

@@ -1,7 +1,7 @@
 """Models on the Hugging Face Hub: `hf://USER/REPOSITORY[@REVISION][/PATH]` (extra `hub`).
 
 A path to a folder, or the whole repository, is a converted or exported folder or a work directory; a path to a file is
-a PyTorch file. Files are kept in the Hub's own cache.
+a PyTorch file. Downloaded files are kept in the Hub's own cache; `push` uploads a folder.
 """
 
 from __future__ import annotations
