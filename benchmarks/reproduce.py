@@ -156,7 +156,7 @@ def reproduce(values: Mapping[str, Any]) -> int:
 
 def main() -> int:
     """The command line; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     return command_line.status(lambda: reproduce(command_line.parse(sys.argv[1:], __doc__, OPTIONS)))
 
 

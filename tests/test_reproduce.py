@@ -12,6 +12,7 @@ from data_pipelines.json_files import read_json
 from hrnet_jax.config import load_config
 from hrnet_jax.models import create_model, state_dict
 from hrnet_jax.weights import torch_models
+from tests.helpers import logging_as_before
 from tests.torch_writer import save_torch
 from tests.weights_server import serve
 
@@ -71,7 +72,8 @@ def run(place, capsys, monkeypatch, *arguments):
     """The exit code, what was printed and the rows of the record."""
     command = ["reproduce", f"--data={place}/data", f"--output={place}/out", "--batch-size=32", *arguments]
     monkeypatch.setattr(sys, "argv", command)
-    status = reproduce.main()
+    with logging_as_before():
+        status = reproduce.main()
     record = place / "out/reproduced.json"
     return status, capsys.readouterr(), {row["file"]: row for row in read_json(record)} if record.exists() else {}
 
