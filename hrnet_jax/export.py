@@ -6,15 +6,16 @@
     OUTPUT/fold.jaxexport                    arrays -> weights: folds BatchNorm into the convolutions, once
     OUTPUT/program.jaxexport                 weights, uint8 crops -> keypoints, scores; both for cpu, cuda and tpu
     OUTPUT/program.json                      the program's inputs and outputs, and how it was checked
-    OUTPUT/example.py, README.md             prediction with only jax, numpy, flatbuffers and safetensors
+    OUTPUT/model.onnx                        with --onnx: uint8 crops -> keypoints, scores, by ONNX runtimes
+    OUTPUT/example.py, README.md             prediction with jax, numpy, flatbuffers and safetensors, or onnxruntime
     OUTPUT/SHA256SUMS
 
 README.md is a model card, too: results with their conditions (stored with the checkpoint, published, or `--metrics`),
 intended use, and the licence of the weights (`--license`). `--push hf://USER/REPOSITORY` uploads the folder to the
 Hugging Face Hub (extra `hub`; token of `hf auth login` or HF_TOKEN).
 
-Keys of the checkpoint's config can be overridden: `--config.eval.flip_test=False` halves the program's work. Exit
-status 2: the program and the live model differ, and nothing was written.
+Keys of the checkpoint's config can be overridden: `--config.eval.flip_test=False` halves the programs' work. Exit
+status 2: a program and the live model differ, and nothing was written.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ class Tolerance(NamedTuple):
 
 # bfloat16 has 8 bits of precision: of two peaks with nearly equal heights, the other may win.
 TOLERANCE = {"float32": Tolerance(1e-4, 1e-4, 0.0), "bfloat16": Tolerance(1.0, 0.05, 0.1)}
+# Another library adds the products of a convolution in another order.
+ONNX_TOLERANCE = Tolerance(1e-3, 1e-4, 0.0)
 
 OPTIONS: cli.Options = {
     "checkpoint": cli.CHECKPOINT,
     "output": (None, "new folder"),
     "dtype": ("float32", f"the program's arithmetic: {' or '.join(TOLERANCE)}"),
+    "onnx": (False, "also write model.onnx, which computes in float32 (extra onnx)"),
     "metrics": ("", "metrics.json of an evaluation, for the model card; default: the checkpoint's"),
     "license": ("other", "licence of the weights for the model card, by the Hub's identifier; other: that of the data"),
     "push": ("", "hf://USER/REPOSITORY[@REVISION][/PATH] on the Hugging Face Hub, to which the folder is uploaded"),
@@ -57,7 +61,6 @@ import numpy as np
 from jax import export as jax_export
 from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
-from safetensors.numpy import load_file
 
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import json_text, read_json
@@ -66,17 +69,19 @@ from data_pipelines.synthetic.render import Settings, render_scene
 from data_pipelines.transforms import PADDING, view_of_box, warp_image, warp_matrix, warp_span
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
+from hrnet_jax.inference.example import jax_program, onnx_program
 from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.models import FunctionalModel, abstract_model, array_shapes
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import Arrays
 from hrnet_jax.outcomes import Aborted
 from hrnet_jax.weights import card, checkpoint, hub
-from hrnet_jax.weights.folder import MODEL, Model, check_free, new_folder
+from hrnet_jax.weights.folder import Model, check_free, new_folder
 
 FORMAT_VERSION = 2
 PLATFORMS = ("cpu", "cuda", "tpu")
 FOLD, PROGRAM, FACTS = "fold.jaxexport", "program.jaxexport", "program.json"
+ONNX = "model.onnx"
 
 _EXAMPLE = pathlib.Path(__file__).parent / "inference" / "example.py"
 
@@ -96,22 +101,28 @@ class Deviation(NamedTuple):
 
 
 def export(
-    trained: Model, output: str | pathlib.Path, dtype: str = "float32", license_id: str = "other"
+    trained: Model,
+    output: str | pathlib.Path,
+    dtype: str = "float32",
+    onnx: bool = False,
+    license_id: str = "other",
 ) -> dict[str, Any]:
     """Exports a model.
 
     Args:
       trained: from `hrnet_jax.weights.checkpoint.load`; moving averages if there are any.
       output: a folder that does not exist yet or is empty; it appears after all checks have passed.
-      dtype: "float32" or "bfloat16", the program's arithmetic; the stored weights are always float32.
+      dtype: "float32" or "bfloat16", the arithmetic of JAX's program; the stored weights are always float32.
+      onnx: whether to write `ONNX` too.
       license_id: the licence of the weights, by the Hub's identifier; "other": that of the training data.
 
     Returns:
       The content of program.json.
 
     Raises:
-      InputError: the config, dtype, licence or folder is invalid, or the model's outputs are not finite.
-      Aborted: the program, read back from the folder, differs from the live model by more than `TOLERANCE`.
+      InputError: the config, dtype, licence or folder is invalid, the model's outputs are not finite, or ONNX is not
+        installed.
+      Aborted: a program, read back from the folder, differs from the live model by more than is accepted.
     """
     config = trained.config
     if dtype not in TOLERANCE:
@@ -120,25 +131,33 @@ def export(
     card.check_license(license_id)
     check_free(output)
     arrays = {name: np.asarray(a, np.float32) for name, a in {**trained.params, **trained.stats}.items()}
-    programs = build(config, dtype)
     facts = describe(config, dtype, trained.origin)
+    files = {}
+    if onnx:
+        files[ONNX], facts["onnx"] = build_onnx(trained)
+    programs = build(config, dtype)
+    files |= {name: bytes(program.serialize()) for name, program in programs.items()}
     facts["made_with"]["calling_convention_version"] = programs[PROGRAM].calling_convention_version
 
     with new_folder(output, config, arrays) as folder:
-        for name, program in programs.items():
-            (folder / name).write_bytes(program.serialize())
-        found, allowed = deviation(folder, trained, dtype), TOLERANCE[dtype]
-        if not (found.scores <= allowed.scores and found.moved <= allowed.moved):  # nor NaN
-            raise Aborted(
-                f"{output}: not written: program and model differ by {found.keypoints:.2g} pixels and "
-                f"{found.scores:.2g} of the scores; {found.moved:.0%} of the keypoints exceed the tolerance"
-            )
-        text = json_text({**facts, "deviation": found._asdict(), "tolerance": allowed._asdict()})
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        allowed = {PROGRAM: TOLERANCE[dtype], ONNX: ONNX_TOLERANCE}
+        for name, found in deviations(folder, trained, allowed).items():
+            if not (found.scores <= allowed[name].scores and found.moved <= allowed[name].moved):  # nor NaN
+                raise Aborted(
+                    f"{output}: not written: {name} and the model differ by {found.keypoints:.2g} pixels and "
+                    f"{found.scores:.2g} of the scores; {found.moved:.0%} of the keypoints exceed the tolerance"
+                )
+            part = facts["onnx"] if name == ONNX else facts
+            part |= {"deviation": found._asdict(), "tolerance": allowed[name]._asdict()}
+        text = json_text(facts)
         (folder / FACTS).write_text(text)
         (folder / "example.py").write_bytes(_EXAMPLE.read_bytes())
         head = card.front_matter(config, facts["model"], trained.metrics, license_id)
+        body = (_README + (_README_ONNX if onnx else "")).format(**facts)
         rest = card.sections(config, trained.metrics, license_id)
-        (folder / "README.md").write_text(f"{head}{_README.format(**facts)}\n{rest}")
+        (folder / "README.md").write_text(f"{head}{body}\n{rest}")
         sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}\n" for p in sorted(folder.iterdir())]
         (folder / "SHA256SUMS").write_text("".join(sums))
     return json.loads(text)
@@ -172,13 +191,41 @@ def build(config: ConfigDict, dtype: str) -> dict[str, jax_export.Exported]:
         }
 
 
-def deviation(folder: pathlib.Path, trained: Model, dtype: str) -> Deviation:
-    """Compares an exported folder's programs and arrays, read from disk, with the live model in float32.
+def build_onnx(trained: Model) -> tuple[bytes, dict[str, Any]]:
+    """The content of `ONNX` and its description; see `hrnet_jax.onnx.pose_model`.
+
+    Raises InputError if the extra `onnx` is not installed, or the codec has no decoder there.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        raise InputError("--onnx: needs onnx and onnxruntime: pip install hrnet-jax[onnx]") from None
+    from hrnet_jax.onnx import OPSET, pose_model
+
+    with _precision("float32"):
+        weights = jax.device_get(jax.jit(fold)(trained.params, trained.stats))
+    content = pose_model(trained.config, weights).SerializeToString(deterministic=True)
+    made_with = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    return content, {"file": ONNX, "opset": OPSET, "made_with": made_with}
+
+
+def deviations(folder: pathlib.Path, trained: Model, allowed: Mapping[str, Tolerance]) -> dict[str, Deviation]:
+    """Compares an exported folder's programs, read from disk, with the live model in float32.
 
     Uses `check_crops`, as one batch and the first crop alone. Decoding a flat map magnifies rounding errors: a keypoint
     may additionally differ by ten times its change in the live model when the crop's values change by a millionth.
 
-    Raises InputError if the live model's outputs are not finite.
+    Args:
+      folder: the folder.
+      trained: what was exported.
+      allowed: accepted differences by file name, of `PROGRAM` and, if the folder has it, `ONNX`.
+
+    Returns:
+      The differences by file name.
+
+    Raises:
+      InputError: the live model's outputs are not finite.
     """
     config, crops = trained.config, check_crops(trained.config)
     live = _step(config, "float32", folded=False)
@@ -190,17 +237,20 @@ def deviation(folder: pathlib.Path, trained: Model, dtype: str) -> Deviation:
     keypoints, scores = (answer.reshape(len(views), len(crops), *answer.shape[1:]) for answer in answers)
     unsteady = np.abs(keypoints[1:] - keypoints[0]).max((0, -1))
 
-    fold_call, program_call = (
-        jax.jit(jax_export.deserialize(bytearray((folder / name).read_bytes())).call) for name in (FOLD, PROGRAM)
-    )
-    weights = fold_call(load_file(folder / MODEL))
-    found = [jax.device_get(program_call(weights, part)) for part in (crops, crops[:1])]
-    found_keypoints, found_scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
     again = [*range(len(crops)), 0]
-    off = np.abs(found_keypoints - keypoints[0, again]).max(-1)
-    stays = off <= TOLERANCE[dtype].pixels + 10 * unsteady[again]
-    score_off = np.abs(found_scores - scores[0, again]).max() / max(1, np.abs(scores[0]).max())
-    return Deviation(float(off.max()), float(score_off), float(1 - stays.mean()))
+
+    def compare(program: Callable, tolerance: Tolerance) -> Deviation:
+        found = [program(part) for part in (crops, crops[:1])]
+        found_keypoints, found_scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        off = np.abs(found_keypoints - keypoints[0, again]).max(-1)
+        stays = off <= tolerance.pixels + 10 * unsteady[again]
+        score_off = np.abs(found_scores - scores[0, again]).max() / max(1, np.abs(scores[0]).max())
+        return Deviation(float(off.max()), float(score_off), float(1 - stays.mean()))
+
+    found = {PROGRAM: compare(jax_program(folder), allowed[PROGRAM])}
+    if (folder / ONNX).exists():
+        found[ONNX] = compare(onnx_program(folder), allowed[ONNX])
+    return found
 
 
 def check_crops(config: ConfigDict) -> UInt8[np.ndarray, "3 h w 3"]:
@@ -288,6 +338,17 @@ read it. `sha256sum --check SHA256SUMS` checks that the files are complete. hrne
 config.json and model.safetensors.
 """
 
+_README_ONNX = """
+## Without JAX
+
+    pip install onnxruntime numpy pillow
+    python example.py --onnx photo.jpg 120,80,90,220
+
+model.onnx (ONNX opset {onnx[opset]}) replaces step 2: its input `crops` are the uint8 crops, for any b; its outputs are
+`keypoints` and `scores`. It contains normalisation, flip test ({flip_test}), decoding, and the weights with BatchNorm
+folded. Arithmetic is float32.
+"""
+
 
 def main() -> None:
     """The command line."""
@@ -303,14 +364,15 @@ def _export(values: Mapping[str, Any], config: ConfigDict) -> None:
         if not isinstance(metrics, dict) or "AP" not in metrics:
             raise InputError(f"{values['metrics']}: not the metrics.json of an evaluation")
         trained = trained._replace(metrics=metrics)
-    facts = export(trained._replace(config=config), values["output"], values["dtype"], values["license"])
-    found = facts["deviation"]
-    print(
-        f"{trained.origin} -> {values['output']}; differs from the float32 model by at most "
-        f"{found['keypoints']:.2g} px, {found['scores']:.2g} of the scores"
-    )
+    trained, output = trained._replace(config=config), values["output"]
+    facts = export(trained, output, values["dtype"], values["onnx"], values["license"])
+    print(f"{trained.origin} -> {output}; differences from the float32 model, at most:")
+    for name, part in {PROGRAM: facts, ONNX: facts.get("onnx")}.items():
+        if part:
+            found = part["deviation"]
+            print(f"{name}: {found['keypoints']:.2g} px, {found['scores']:.2g} of the scores")
     if values["push"]:
-        print(f"uploaded to {hub.push(values['output'], values['push'])}")
+        print(f"uploaded to {hub.push(output, values['push'])}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from eval.coco import METRICS
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config
 from hrnet_jax.evaluate import evaluate
-from hrnet_jax.export import FACTS, TOLERANCE, deviation, export
+from hrnet_jax.export import FACTS, PROGRAM, TOLERANCE, deviations, export
 from hrnet_jax.inference.example import Model
 from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
@@ -111,6 +111,10 @@ def folder(workdir, tmp_path_factory):
     return path
 
 
+def deviation(folder, trained):
+    return deviations(folder, trained, {PROGRAM: TOLERANCE["float32"]})[PROGRAM]
+
+
 def live_answers(trained, image, boxes):
     """Keypoints in image pixels and scores by the parts that evaluation is made of."""
     codec = create_codec(trained.config.codec)
@@ -160,7 +164,7 @@ def test_codecs_and_flip_test_are_in_the_program(tmp_path, codec, flip_test):
     assert facts["flip_test"] is flip_test
     other = trained.config.copy_and_resolve_references()
     other.eval.flip_test = not flip_test
-    assert deviation(tmp_path / "model", trained._replace(config=other), "float32").scores > 1e-3
+    assert deviation(tmp_path / "model", trained._replace(config=other)).scores > 1e-3
 
 
 def test_facts(folder):
@@ -390,17 +394,18 @@ def test_the_check_sees_what_differs(folder, workdir, tmp_path):
     copy.mkdir()
     for path in (path for path in folder.iterdir() if path.is_file()):
         (copy / path.name).write_bytes(path.read_bytes())
-    assert deviation(copy, trained, "float32").moved == 0
+    assert deviation(copy, trained).moved == 0
     arrays = load_file(copy / "model.safetensors")
     arrays["backbone.stage4.0.fuse_layers.0.3.1.running_mean"] += 0.01
     save_file(arrays, copy / "model.safetensors")
-    found = deviation(copy, trained, "float32")
-    assert found.scores > TOLERANCE["float32"].scores
+    assert deviation(copy, trained).scores > TOLERANCE["float32"].scores
 
 
 def test_nothing_is_written_when_program_and_model_differ(tmp_path, monkeypatch):
     monkeypatch.setitem(TOLERANCE, "float32", TOLERANCE["float32"]._replace(scores=1e-12))
-    with pytest.raises(Aborted, match=r"model: not written: program and model differ by .* of the scores") as error:
+    with pytest.raises(
+        Aborted, match=r"model: not written: program.jaxexport and the model differ by .* of the scores"
+    ) as error:
         export(random_model(tiny_config()), tmp_path / "model")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []

@@ -94,7 +94,7 @@ def gaussian_blur(
     which for such small maps are faster on an accelerator than a depthwise convolution.
     """
     _, height, width, _ = heatmaps.shape
-    rows, columns = _blur_matrix(height, kernel, mirror), _blur_matrix(width, kernel, mirror)
+    rows, columns = blur_matrix(height, kernel, mirror), blur_matrix(width, kernel, mirror)
     highest = jax.lax.Precision.HIGHEST
     blurred = jnp.einsum("ij,bjwk->biwk", rows, heatmaps, precision=highest)
     return jnp.einsum("ij,bhjk->bhik", columns, blurred, precision=highest)
@@ -164,8 +164,11 @@ def pck_accuracy(counts: Float[Array, "2 keypoints"]) -> Float[Array, ""]:
 
 
 @functools.lru_cache(maxsize=64)
-def _blur_matrix(length: int, kernel: int, mirror: bool) -> np.ndarray:
-    """The float32 matrix that blurs a line of cells. (Kernels below 11 are not rounded as in OpenCV.)"""
+def blur_matrix(length: int, kernel: int, mirror: bool) -> np.ndarray:
+    """The float32 matrix that blurs a line of cells, see `gaussian_blur`.
+
+    (Kernels below 11 are not rounded as in OpenCV.)
+    """
     radius = kernel // 2
     sigma = 0.3 * (radius - 1) + 0.8  # OpenCV's default for this kernel size
     taps = np.exp(-np.square(np.arange(-radius, radius + 1)) / (2 * sigma**2))

@@ -8,7 +8,8 @@ here it stays centred.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -89,22 +90,32 @@ class Dark(Codec):
         """Peaks in the two outermost rows and columns are not refined."""
         height, width = self.heatmap_size
         x, y, score = peaks(heatmaps)
-        values = log_around(heatmaps, x, y, score, _DARK_OFFSETS, self.blur_kernel, floor=1e-10)
-        here, left, right, above, below, left2, right2, above2, below2, nw, ne, sw, se = values
-        step = newton_step(
-            dx=0.5 * (right - left),
-            dy=0.5 * (below - above),
-            dxx=0.25 * (right2 - 2 * here + left2),
-            dxy=0.25 * (se - ne - sw + nw),
-            dyy=0.25 * (below2 - 2 * here + above2),
-        )
+        values = log_around(heatmaps, x, y, score, DARK_OFFSETS, self.blur_kernel, floor=DARK_FLOOR)
+        step = newton_step(*dark_derivatives(values))
         inside = (x > 1) & (x < width - 2) & (y > 1) & (y < height - 2)
         cell = jnp.stack([x, y], axis=-1) + jnp.where(inside[..., None], step, 0)
         return STRIDE * jnp.where((score > 0)[..., None], cell, -1.0), score
 
 
-_DARK_OFFSETS = (
+# The cells, (dx, dy) from the peak, that `dark_derivatives` needs, and the least value before the logarithm.
+DARK_OFFSETS = (
     *((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)),
     *((-2, 0), (2, 0), (0, -2), (0, 2)),
     *((-1, -1), (1, -1), (-1, 1), (1, 1)),
 )
+DARK_FLOOR = 1e-10
+
+
+def dark_derivatives(values: Sequence[Any]) -> tuple[Any, Any, Any, Any, Any]:
+    """dx, dy, dxx, dxy, dyy of a map at a cell, from its values at `DARK_OFFSETS`.
+
+    The values may be arrays of any kind with arithmetic; `hrnet_jax.onnx` gives nodes of a graph.
+    """
+    here, left, right, above, below, left2, right2, above2, below2, nw, ne, sw, se = values
+    return (
+        0.5 * (right - left),
+        0.5 * (below - above),
+        0.25 * (right2 - 2 * here + left2),
+        0.25 * (se - ne - sw + nw),
+        0.25 * (below2 - 2 * here + above2),
+    )

@@ -11,7 +11,8 @@ the image are the same.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +39,7 @@ class _UdpGeometry(Codec):
     warp: ClassVar[str] = "udp"
 
     @property
-    def _stride(self) -> Float[np.ndarray, "1 1 2"]:
+    def stride(self) -> Float[np.ndarray, "1 1 2"]:
         """Input pixels per cell along x and y."""
         pixels, cells = (np.array([[size[::-1]]], np.float32) - 1 for size in (self.input_size, self.heatmap_size))
         return pixels / cells
@@ -48,7 +49,7 @@ class _UdpGeometry(Codec):
     ) -> Float[Array, "batch keypoints 2"]:
         # For maps without a value above 0 MMPose returns NaN or values of another map; here the result is cell
         # (-1, -1), as with MSRA and DARK.
-        return jnp.where((score > 0)[..., None], cell, -1.0) * self._stride
+        return jnp.where((score > 0)[..., None], cell, -1.0) * self.stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Udp(_UdpGeometry):
         self, keypoints: Float[Array, "batch keypoints 2"], visible: Float[Array, "batch keypoints"]
     ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch keypoints"]]:
         """See `Codec.encode`."""
-        centre = keypoints / self._stride
+        centre = keypoints / self.stride
         cell = jnp.trunc(centre + 0.5)
         heatmaps = render_gaussians(centre, self.heatmap_size, self.sigma, window=cell)
         return mask_targets(heatmaps, visible, patch_touches_map(cell, self.heatmap_size, self.sigma))
@@ -75,20 +76,30 @@ class Udp(_UdpGeometry):
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
-        """Borders are repeated outwards; blurred values are clipped to [0.001, 50]."""
+        """Borders are repeated outwards; blurred values are clipped to `UDP_RANGE`."""
         x, y, score = peaks(heatmaps)
-        offsets = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (1, 1))
-        values = log_around(heatmaps, x, y, score, offsets, self.blur_kernel, floor=1e-3, ceiling=50.0)
-        here, left, right, above, below, above_left, below_right = values
-        epsilon = float(np.finfo(np.float32).eps)
-        step = newton_step(
-            dx=0.5 * (right - left),
-            dy=0.5 * (below - above),
-            dxx=right - 2 * here + left + epsilon,
-            dxy=0.5 * (below_right - right - below + here + here - left - above + above_left),
-            dyy=below - 2 * here + above + epsilon,
-        )
+        floor, ceiling = UDP_RANGE
+        values = log_around(heatmaps, x, y, score, UDP_OFFSETS, self.blur_kernel, floor=floor, ceiling=ceiling)
+        step = newton_step(*udp_derivatives(values))
         return self._to_pixels(jnp.stack([x, y], axis=-1) + step, score), score
+
+
+# The cells, (dx, dy) from the peak, that `udp_derivatives` needs, and the range of values before the logarithm.
+UDP_OFFSETS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (1, 1))
+UDP_RANGE = (1e-3, 50.0)
+
+
+def udp_derivatives(values: Sequence[Any]) -> tuple[Any, Any, Any, Any, Any]:
+    """dx, dy, dxx, dxy, dyy of a map at a cell, from its values at `UDP_OFFSETS`; see `msra.dark_derivatives`."""
+    here, left, right, above, below, above_left, below_right = values
+    epsilon = float(np.finfo(np.float32).eps)
+    return (
+        0.5 * (right - left),
+        0.5 * (below - above),
+        right - 2 * here + left + epsilon,
+        0.5 * (below_right - right - below + here + here - left - above + above_left),
+        below - 2 * here + above + epsilon,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +128,11 @@ class UdpCombined(_UdpGeometry):
         """See `Codec.encode`."""
         height, width = self.heatmap_size
         # Computed per channel, because an axis of length 3 would be padded wastefully on an accelerator.
-        centre = jnp.repeat(keypoints / self._stride, 3, axis=1)[:, None, None]
+        centre = jnp.repeat(keypoints / self.stride, 3, axis=1)[:, None, None]
         x = (centre[..., 0] - jnp.arange(width, dtype=jnp.float32)[None, None, :, None]) / self.radius
         y = (centre[..., 1] - jnp.arange(height, dtype=jnp.float32)[None, :, None, None]) / self.radius
         kind = np.arange(centre.shape[3])[None, None, None] % 3
-        maps = jnp.where(kind == _LABEL, x * x + y * y <= 1, jnp.where(kind == _X, x, y))
+        maps = jnp.where(kind == LABEL, x * x + y * y <= 1, jnp.where(kind == X, x, y))
         maps = jnp.where(jnp.repeat(visible >= 0.5, 3, axis=1)[:, None, None], maps, 0)
         return maps, visible
 
@@ -133,16 +144,16 @@ class UdpCombined(_UdpGeometry):
         """See `Codec.flip_back`; mirroring changes the sign of x offsets."""
         flipped = super().flip_back(heatmaps, flip_indices)
         kind = np.arange(heatmaps.shape[3])[None, None, None] % 3
-        return jnp.where(kind == _X, -flipped, flipped)
+        return jnp.where(kind == X, -flipped, flipped)
 
     def _decode(
         self, heatmaps: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch keypoints 2"], Float[Array, "batch keypoints"]]:
         """The score is the blurred label map's maximum."""
-        labels = gaussian_blur(heatmaps[..., _LABEL::3], _LABEL_BLUR_KERNEL, mirror=True)
+        labels = gaussian_blur(heatmaps[..., LABEL::3], LABEL_BLUR_KERNEL, mirror=True)
         x, y, score = peaks(labels)
-        (x_offset,) = values_around(heatmaps[..., _X::3], x, y, [(0, 0)])
-        (y_offset,) = values_around(heatmaps[..., _Y::3], x, y, [(0, 0)])
+        (x_offset,) = values_around(heatmaps[..., X::3], x, y, [(0, 0)])
+        (y_offset,) = values_around(heatmaps[..., Y::3], x, y, [(0, 0)])
         cell = jnp.stack([x + self.radius * x_offset, y + self.radius * y_offset], axis=-1)
         return self._to_pixels(cell, score), score
 
@@ -153,15 +164,15 @@ class UdpCombined(_UdpGeometry):
         weights: Float[Array, "batch keypoints"],
     ) -> Float[Array, " batch"]:
         """MMPose's CombinedTargetMSELoss: offset errors are weighted by the label, and `weights` are squared."""
-        label = targets[..., _LABEL::3]
-        error = jnp.square(prediction[..., _LABEL::3] - label)
-        for offset in (_X, _Y):
+        label = targets[..., LABEL::3]
+        error = jnp.square(prediction[..., LABEL::3] - label)
+        for offset in (X, Y):
             error += jnp.square(label * (prediction[..., offset::3] - targets[..., offset::3]))
         return 0.5 * jnp.mean(jnp.square(weights) * jnp.mean(error, axis=(1, 2)), axis=-1)
 
 
 # Each keypoint's maps, in this order.
-_LABEL, _X, _Y = range(3)
+LABEL, X, Y = range(3)
 
 # MMPose blurs labels with 2 * blur_kernel_size + 1 cells; no config changes the default of 11.
-_LABEL_BLUR_KERNEL = 23
+LABEL_BLUR_KERNEL = 23

@@ -1,35 +1,29 @@
 """Predicts keypoints of the people in an image with the model exported to this folder, without hrnet_jax.
 
     python example.py photo.jpg 120,80,90,220        # one person; more boxes: more arguments, x,y,width,height
+    python example.py --onnx photo.jpg 120,80,90,220 # the same by model.onnx, if the folder has one, without JAX
 
-    model = Model("path/to/this/folder")
+    model = Model("path/to/this/folder")             # or Model(folder, onnx=True)
     keypoints, scores = model(image, boxes)
 
-Needs jax, numpy, flatbuffers and safetensors, and Pillow to read image files. README.md explains the values in
-program.json.
+Needs numpy, and Pillow to read image files; for JAX's program jax, flatbuffers and safetensors, for model.onnx
+onnxruntime. README.md explains the values in program.json.
 """
 
 import json
 import pathlib
 import sys
 
-import jax
 import numpy as np
-from jax import export
-from safetensors.numpy import load_file
 
 
 class Model:
     """The exported model: maps an image and boxes to keypoints."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, onnx=False):
         folder = pathlib.Path(folder)
         self.facts = json.loads((folder / "program.json").read_text())
-        fold, self.program = (
-            jax.jit(export.deserialize(bytearray((folder / name).read_bytes())).call)
-            for name in ("fold.jaxexport", "program.jaxexport")
-        )
-        self.weights = fold(load_file(folder / "model.safetensors"))
+        self.program = (onnx_program if onnx else jax_program)(folder)
 
     def __call__(self, image, boxes):
         """Predicts people's keypoints.
@@ -48,12 +42,9 @@ class Model:
         centers = boxes[:, :2] + boxes[:, 2:] / 2
         scales = np.stack([self.crop_scale(*box[2:]) for box in boxes])
         crops = np.stack([self.crop(image, *view) for view in zip(centers, scales, strict=True)])
-        # Each number of crops is compiled once; padding to powers of two limits these.
-        filler = (1 << (len(crops) - 1).bit_length()) - len(crops)
-        crops = np.concatenate([crops, np.zeros((filler, *crops.shape[1:]), np.uint8)])
-        keypoints, scores = jax.device_get(self.program(self.weights, crops))
-        keypoints = keypoints[: len(boxes)] / np.array(self.facts["crop"]["span"], np.float32)
-        return keypoints * scales[:, None] + (centers - scales / 2)[:, None], scores[: len(boxes)]
+        keypoints, scores = self.program(crops)
+        keypoints = keypoints / np.array(self.facts["crop"]["span"], np.float32)
+        return keypoints * scales[:, None] + (centers - scales / 2)[:, None], scores
 
     def crop_scale(self, width, height):
         """The (width, height) in image pixels of a box's crop: with a margin, and of the crop's aspect ratio."""
@@ -74,6 +65,36 @@ class Model:
         return np.rint(_mix(above, below, along_y[:, None, None])).astype(np.uint8)
 
 
+def jax_program(folder):
+    """f(crops) -> keypoints in crop pixels, scores."""
+    import jax
+    from jax import export
+    from safetensors.numpy import load_file
+
+    fold, program = (
+        jax.jit(export.deserialize(bytearray((folder / name).read_bytes())).call)
+        for name in ("fold.jaxexport", "program.jaxexport")
+    )
+    weights = fold(load_file(folder / "model.safetensors"))
+
+    def run(crops):
+        # Each number of crops is compiled once; padding to powers of two limits these.
+        filler = (1 << (len(crops) - 1).bit_length()) - len(crops)
+        padded = np.concatenate([crops, np.zeros((filler, *crops.shape[1:]), np.uint8)])
+        return [found[: len(crops)] for found in jax.device_get(program(weights, padded))]
+
+    return run
+
+
+def onnx_program(folder):
+    """f(crops) -> keypoints in crop pixels, scores."""
+    import onnxruntime
+
+    # On a GPU, with onnxruntime-gpu: CUDAExecutionProvider, which by default multiplies with fewer bits (TF32).
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return lambda crops: session.run(["keypoints", "scores"], {"crops": crops})
+
+
 def _samples(center, scale, count, span, length):
     """Positions of a crop's rows or columns in an image with a border of one pixel: neighbours and a fraction."""
     position = center + (np.arange(count) - span / 2) * (scale / span)
@@ -90,11 +111,13 @@ def main():
     """The command line."""
     from PIL import Image, ImageOps
 
-    if len(sys.argv) < 3 or any(box.count(",") != 3 for box in sys.argv[2:]):
+    onnx = sys.argv[1:2] == ["--onnx"]
+    file, *boxes = sys.argv[1 + onnx :] or [""]
+    if not boxes or any(box.count(",") != 3 for box in boxes):
         sys.exit(__doc__)
-    model = Model(pathlib.Path(__file__).parent)
-    image = np.asarray(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"))
-    keypoints, scores = model(image, [[float(number) for number in box.split(",")] for box in sys.argv[2:]])
+    model = Model(pathlib.Path(__file__).parent, onnx)
+    image = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
+    keypoints, scores = model(image, [[float(number) for number in box.split(",")] for box in boxes])
     for points, values in zip(keypoints, scores, strict=True):
         people = zip(model.facts["keypoints"]["names"], points, values, strict=True)
         print(json.dumps({name: [*map(float, point), float(score)] for name, point, score in people}))
