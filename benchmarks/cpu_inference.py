@@ -1,11 +1,11 @@
-"""How long one image takes without an accelerator, here and in PyTorch, on the same cores.
+"""How long one image takes without an accelerator, here, in onnxruntime and in PyTorch, on the same cores.
 
     python -m benchmarks.cpu_inference --json cpu_inference.json
     python -m benchmarks.cpu_inference --variant tiny --size 96x96 --repeats 2 --images 3
 
 A normalised float32 image goes in, heatmaps come out. `ours` has BatchNorm by itself, `ours folded` has it
-folded into the convolutions, as evaluation, `predict` and exported models run it; PyTorch has channels last, eager and
-compiled, with BatchNorm and folded. Each is a process with the same number of threads, on that many cores; they are
+folded into the convolutions, as evaluation, `predict` and exported models run it; `onnxruntime` runs our ONNX graph,
+folded (extra `onnx`); PyTorch has channels last, eager and compiled, with BatchNorm and folded. Each is a process with the same number of threads, on that many cores; they are
 measured in turns, so that other work on the machine meets them all. Wall-clock and CPU time of an image are shown, the
 least and the median over all images: on a machine that is not quiet the least is what can be compared.
 """
@@ -29,7 +29,8 @@ from benchmarks.model import sizes, words
 from benchmarks.sides import Side, measure_in_turns, serve
 from benchmarks.steps import experiment
 
-MODES = ("ours", "ours folded", "torch eager", "torch eager folded", "torch compile", "torch compile folded")
+TORCH_MODES = ("torch eager", "torch eager folded", "torch compile", "torch compile folded")
+MODES = ("ours", "ours folded", "onnxruntime", *TORCH_MODES)
 
 
 def our_forward(task: dict[str, Any]) -> tuple[Callable[[], Any], str]:
@@ -48,6 +49,30 @@ def our_forward(task: dict[str, Any]) -> tuple[Callable[[], Any], str]:
     forward = jax.jit(lambda params, stats, x: network(params, stats, x, train=False)[0])
     images = jax.numpy.asarray(_images(task))
     return lambda: np.asarray(forward(*weights, images)), jax.__version__
+
+
+def onnx_forward(task: dict[str, Any]) -> tuple[Callable[[], Any], str]:
+    """f() that computes the heatmaps of the task's image, and onnxruntime's version."""
+    import jax
+    import onnxruntime
+
+    from hrnet_jax.models import VARIANTS, create_model, state_dict
+    from hrnet_jax.models.fold import fold
+    from hrnet_jax.onnx.graph import Graph
+    from hrnet_jax.onnx.network import hrnet
+
+    config = experiment(task["variant"], tuple(task["size"]), "float32", 1)
+    weights = jax.device_get(jax.jit(fold)(*state_dict(create_model(config))))
+    graph = Graph()
+    images = graph.input("images", np.float32, ("batch", *task["size"], 3))
+    heatmaps = hrnet(graph, weights, VARIANTS[task["variant"]], graph.add("Transpose", images, perm=[0, 3, 1, 2]))
+    graph.output("heatmaps", heatmaps, ("batch", 17, *(side // 4 for side in task["size"])))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = task["threads"]
+    model = graph.model("network").SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    data = _images(task)
+    return lambda: session.run(None, {"images": data})[0], onnxruntime.__version__
 
 
 def their_forward(task: dict[str, Any]) -> tuple[Callable[[], Any], str]:
@@ -79,7 +104,8 @@ def _images(task: dict[str, Any]) -> np.ndarray:
 def begin(task: dict[str, Any]) -> tuple[Callable[[int], int], dict[str, Any]]:
     """Starts a mode; see `benchmarks.sides.serve`. Every image's times stand in the facts."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task["threads"]])
-    forward, version = (our_forward if task["side"] == "ours" else their_forward)(task)
+    sides = {"ours": our_forward, "onnxruntime": onnx_forward, "torch": their_forward}
+    forward, version = sides[task["side"]](task)
     wall: list[float] = []
     cpu: list[float] = []
 

@@ -1,5 +1,6 @@
 """ONNX files: the live model's keypoints in onnxruntime, for every codec, size, batch, with and without flip test."""
 
+import functools
 import hashlib
 import json
 import os
@@ -63,9 +64,12 @@ def clear_arrays(shapes):
     return {name: draw(name, array.shape).astype(np.float32) for name, array in shapes.items()}
 
 
-def clear_model(config):
-    params, stats = state_dict(abstract_model(config))
-    return StoredModel(config, clear_arrays(params), clear_arrays(stats), {}, "runs/of_mine, step 7")
+@functools.cache
+def clear_network(combined):
+    """The network, its arrays and folded weights, with a map or (`combined`) three of a keypoint: for all sizes."""
+    network = abstract_model(tiny_config("udp_combined" if combined else "udp"))
+    params, stats = map(clear_arrays, state_dict(network))
+    return FunctionalModel.of(network), params, stats, jax.device_get(jax.jit(fold)(params, stats))
 
 
 def spots(count, size):
@@ -91,13 +95,14 @@ def compiled(function, *arguments):
 def test_keypoints_and_scores_are_the_live_models(record_property, codec_name, size, flip_test):
     from hrnet_jax.onnx import pose_model
 
-    trained, crops = clear_model(tiny_config(codec_name, size, flip_test)), spots(max(BATCHES), size)
-    codec, joints = create_codec(trained.config.codec), keypoint_set("coco")
-    live = make_eval_step(FunctionalModel.of(abstract_model(trained.config)), codec, joints.flip_indices, flip_test)
-    keypoints, scores = compiled(live, trained.params, trained.stats, crops)
+    config, crops = tiny_config(codec_name, size, flip_test), spots(max(BATCHES), size)
+    network, params, stats, weights = clear_network(codec_name == "udp_combined")
+    codec, joints = create_codec(config.codec), keypoint_set("coco")
+    live = make_eval_step(network, codec, joints.flip_indices, flip_test)
+    keypoints, scores = compiled(live, params, stats, crops)
     assert len(np.unique(keypoints[:, 0].round(), axis=0)) > len(crops) / 2  # they follow the images
     assert (scores > 0).mean() > 0.8
-    run = session(pose_model(trained.config, jax.device_get(jax.jit(fold)(trained.params, trained.stats)))).run
+    run = session(pose_model(config, weights)).run
     for batch in BATCHES:
         found_keypoints, found_scores = run(["keypoints", "scores"], {"crops": crops[:batch]})
         assert found_keypoints.shape == (batch, len(joints), 2)
@@ -160,7 +165,8 @@ def test_decoding_of_unusual_maps(codec_name):
 
 @pytest.fixture(scope="module")
 def trained():
-    return clear_model(tiny_config("msra"))
+    _, params, stats, _ = clear_network(combined=False)
+    return StoredModel(tiny_config("msra"), params, stats, {}, "runs/of_mine, step 7")
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from hrnet_jax import __version__
-
 # Read by every runtime of the last years; newer opsets have nothing that HRNet needs. 8 is opset 17's IR version.
 OPSET, IR_VERSION = 17, 8
 
@@ -124,7 +122,6 @@ class Graph:
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="hrnet_jax",
-            producer_version=__version__,
         )
         onnx.checker.check_model(model, full_check=True)
         return model
