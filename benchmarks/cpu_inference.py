@@ -4,10 +4,11 @@
     python -m benchmarks.cpu_inference --variant tiny --size 96x96 --repeats 2 --images 3
 
 A normalised float32 image goes in, heatmaps come out. `ours` has BatchNorm by itself, `ours folded` has it
-folded into the convolutions, as evaluation, `predict` and exported models run it; `onnxruntime` runs our ONNX graph,
-folded (extra `onnx`); PyTorch has channels last, eager and compiled, with BatchNorm and folded. Each is a process with the same number of threads, on that many cores; they are
-measured in turns, so that other work on the machine meets them all. Wall-clock and CPU time of an image are shown, the
-least and the median over all images: on a machine that is not quiet the least is what can be compared.
+folded into the convolutions, as evaluation, `predict` and exported models run it; `onnxruntime` runs our folded ONNX
+graph (extra `onnx`); PyTorch has channels last, eager and compiled, with BatchNorm and folded. Each is a process with
+the same number of threads, on that many cores; they are measured in turns, so that other work on the machine meets them
+all. Wall-clock and CPU time of an image are shown, the least and the median over all images: on a machine that is not
+quiet the least is what can be compared.
 """
 
 from __future__ import annotations
