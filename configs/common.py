@@ -44,7 +44,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     },
     "runlocal": {
         **{"model.variant": "tiny", "model.group_size": 0, "codec.input_size": (64, 64), "batch_size": 16},
-        **{"epochs": 2, "optimizer.warmup_steps": 10, "optimizer.milestones": (), "log_every": 2},
+        **{"epochs": 2, "optimizer.warmup_steps": 10, "optimizer.milestones": (), "log_every": 20},
         **{"eval.every_epochs": 2, "eval.batch_size": 16, "data.loader.threads": 2},
     },
 }

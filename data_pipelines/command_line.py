@@ -93,21 +93,29 @@ def status(command: Callable[[], int | None], interrupted: str = "interrupted") 
 
 
 @contextlib.contextmanager
-def progress(total: int | None, unit: str = " images") -> Iterator[Callable[[int], None]]:
-    """Yields a function that counts; shows progress on stderr, or, without a terminal, one line every ten seconds."""
+def progress(total: int | None, unit: str = " images", *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yields a function that counts.
+
+    Shows a bar with the estimated time to the end on stderr; without a terminal, one line every ten seconds.
+
+    Args:
+      total: the count at the end; None: unknown.
+      unit: what is counted.
+      shown: False on the hosts of a run that print nothing.
+    """
     import tqdm
 
-    with tqdm.tqdm(total=total, unit=unit, disable=None) as bar:
-        start = shown = time.monotonic()
+    with tqdm.tqdm(total=total, unit=unit, disable=None if shown else True) as bar:
+        start = told = time.monotonic()
         done = 0
 
         def advance(count: int) -> None:
-            nonlocal done, shown
+            nonlocal done, told
             done += count
             bar.update(count)
-            if bar.disable and time.monotonic() - shown > _SILENCE:
-                shown = time.monotonic()
-                print(bar.format_meter(done, total, shown - start, unit=unit), file=sys.stderr, flush=True)
+            if shown and bar.disable and time.monotonic() - told > _SILENCE:
+                told = time.monotonic()
+                print(bar.format_meter(done, total, told - start, unit=unit), file=sys.stderr, flush=True)
 
         yield advance
 

@@ -8,17 +8,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
 from data_pipelines import storage
-from data_pipelines.annotations import Instances
 from data_pipelines.keypoints import KeypointSet
 
 # Maximum side of a drawn picture, in pixels.
 LONGEST = 2048
 
-_TILE = 240  # pixels, height and width of a contact sheet's tiles
-_COLUMNS = 4
+_COLUMNS = 4  # of a sheet
 _OPACITY = 0.6  # at a heatmap value of 1
 _TITLE = 22  # pixels, height of a picture's name
 
@@ -139,43 +137,13 @@ def side_by_side(pictures: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np
     return np.concatenate([part for picture in titled for part in (gap, picture)][1:], axis=1)
 
 
-def contact_sheet(
-    path: str | os.PathLike,
-    instances: Instances,
-    keypoint_set: KeypointSet,
-    image_ids: Int[np.ndarray, " n"],
-    keypoints: Float[np.ndarray, "n k 2"],
-    keypoint_scores: Float[np.ndarray, "n k"],
-    box_scores: Float[np.ndarray, " n"],
-    *,
-    images: int = 16,
-    threshold: float = 0.2,
-) -> None:
-    """Writes a PNG of evenly spaced images with the predicted people of at least half the image's best box score.
-
-    Keypoints with a score up to `threshold` are omitted; a person without others is not drawn.
-    """
-    ids = np.unique(image_ids)
-    if not len(ids):
-        return
-    row_of = {int(image_id): row for row, image_id in enumerate(instances.image_id)}
-    tiles = []
-    for image_id in ids[np.unique(np.linspace(0, len(ids) - 1, images).astype(int))].tolist():
-        image = cv2.cvtColor(instances.open(row_of[image_id]).pixels(), cv2.COLOR_BGR2RGB)
-        image, zoom = zoomed(image, _TILE)
-        people = np.flatnonzero(image_ids == image_id)
-        for person in people[box_scores[people] >= 0.5 * box_scores[people].max()]:
-            skeleton(image, keypoints[person] * zoom, keypoint_scores[person] > threshold, keypoint_set)
-        tiles.append(image)
-    write_png(path, sheet(tiles, _TILE))
-
-
 def sheet(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], tile: int) -> UInt8[np.ndarray, "a b 3"]:
-    """RGB pictures of at most `tile` pixels a side, in rows of four on white."""
+    """RGB pictures of at most `tile` pixels a side, each in the middle of a white square, in rows of four."""
     tiles = []
     for picture in pictures:
         square = np.full((tile, tile, 3), 255, np.uint8)
-        square[: picture.shape[0], : picture.shape[1]] = picture
+        top, left = ((tile - side) // 2 for side in picture.shape[:2])
+        square[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
         tiles.append(square)
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % _COLUMNS)
     return np.concatenate([np.concatenate(tiles[i : i + _COLUMNS], axis=1) for i in range(0, len(tiles), _COLUMNS)])

@@ -51,6 +51,11 @@ def utf8(name: str) -> str:
     return "".join(_escaped(c) if "\ud800" <= c <= "\udfff" else c for c in name)
 
 
+def extra(name: str) -> str:
+    """How to install an optional part of this project, for messages."""
+    return f"in the clone, pip install --constraint requirements.txt -e '.[{name}]'"
+
+
 def tell(error: Exception, kind: str = "error") -> None:
     """Prints the error that ended a command, on one line."""
     print(printable(f"{kind}: {error}"), file=sys.stderr)

@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.errors import DISK_PROBLEMS, InputError
+from data_pipelines.errors import DISK_PROBLEMS, InputError, extra
 
 PARTIAL = ".partial"  # part of the names of unfinished files
 
@@ -268,6 +268,6 @@ def bucket_errors(target: str | os.PathLike, remark: str = "") -> Iterator[None]
             raise
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{os.fspath(target)}: cannot be reached ({reason}); buckets need `pip install hrnet-jax[gcs]` and "
+            f"{os.fspath(target)}: cannot be reached ({reason}); buckets need the extra gcs ({extra('gcs')}) and "
             f"credentials{remark}"
         ) from None

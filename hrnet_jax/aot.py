@@ -4,7 +4,7 @@
 
 compiles the trainer's own train and eval steps for that slice, with the trainer's shardings and donation. It prints
 memory compared to the chip's HBM, FLOPs and bytes, the minimum time for these, collectives, program size and compile
-time. A batch that does not fit is refused with the compiler's message. Needs `pip install 'hrnet_jax[tpu]'`; W32 takes
+time. A batch that does not fit is refused with the compiler's message. Needs the extra `tpu`; W32 takes
 4 to 18 minutes and 8 GB on two cores. `--config.KEY=VALUE` overrides a key of the config file, for example
 `--config.batch_size=2048`.
 """
@@ -41,7 +41,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, extra
 from data_pipelines.json_files import write_json
 from data_pipelines.keypoints import keypoint_set
 from hrnet_jax import config as config_lib
@@ -136,7 +136,7 @@ def find_slice(topology: str) -> Slice:
     try:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError:
-        raise InputError("--topology: the TPU compiler is not installed: pip install 'hrnet_jax[tpu]'") from None
+        raise InputError(f"--topology: the TPU compiler is not installed: {extra('tpu')}") from None
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # A single chip is less than a host, the compiler's default unit.

@@ -9,7 +9,7 @@ name of a published model (docs/recipes.md), which is downloaded to $HRNET_JAX_C
 Published files are recognised by their hash or name. Others need --config, the config they were trained with, because
 weights do not state their codec. ImageNet weights give a folder that can only be used as `config.init`. The last
 command writes MMPose's or the official names from a converted folder or a work directory. Only writing `.pth` needs
-PyTorch (`pip install hrnet-jax[torch]`).
+PyTorch (the extra `torch`).
 
 `hrnet_jax.weights.torch_models` describes the names. Files written with MMEngine's or MMCV's EMAHook hold two sets of
 weights, one under plain names and one under EMA names (`ema_state_dict`, `ema_backbone_...`). MMEngine swaps the two

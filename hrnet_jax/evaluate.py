@@ -30,7 +30,7 @@ from eval import coco
 from eval.distances import format_distances
 from hrnet_jax import config as config_lib
 from hrnet_jax.inference.evaluator import Evaluator, write
-from hrnet_jax.mesh import create_mesh, is_main_host
+from hrnet_jax.mesh import create_mesh, is_main_host, log_devices
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import Model
 
@@ -64,6 +64,7 @@ def main() -> None:
 def _evaluate(values: Mapping[str, Any], config: ConfigDict) -> None:
     if is_main_host():
         storage.check_output(values["output"], folder=True)
+    log_devices(config.model.dtype)
     trained = checkpoint.load(values["checkpoint"])
     metrics = evaluate(trained._replace(config=config), values["output"])
     if not is_main_host():

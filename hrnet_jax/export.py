@@ -62,7 +62,7 @@ from jax import export as jax_export
 from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, extra
 from data_pipelines.json_files import json_text, read_json
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic.render import Settings, render_scene
@@ -200,7 +200,7 @@ def build_onnx(trained: Model) -> tuple[bytes, dict[str, Any]]:
         import onnx
         import onnxruntime
     except ImportError:
-        raise InputError("--onnx: needs onnx and onnxruntime: pip install hrnet-jax[onnx]") from None
+        raise InputError(f"--onnx: needs onnx and onnxruntime: {extra('onnx')}") from None
     from hrnet_jax.onnx import OPSET, pose_model
 
     with _precision("float32"):

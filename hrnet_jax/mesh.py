@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from data_pipelines.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def join_hosts() -> None:
@@ -35,6 +38,17 @@ def join_hosts() -> None:
 def is_main_host() -> bool:
     """Whether this process prints and writes."""
     return jax.process_index() == 0
+
+
+def describe_devices() -> str:
+    """The number of devices of each kind, e.g. `8 x NVIDIA H100`."""
+    kinds = [device.device_kind for device in jax.devices()]
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+
+
+def log_devices(dtype: str) -> None:
+    """Logs the devices, JAX's version and the compute type: the first line of a command that computes."""
+    logger.info("%s, jax %s, compute in %s", describe_devices(), jax.__version__, dtype)
 
 
 def from_main_host(function: Callable[[], Any]) -> Any:

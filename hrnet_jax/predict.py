@@ -70,6 +70,7 @@ from hrnet_jax.inference.people import Finder, Shown, VideoOptions
 from hrnet_jax.inference.pictures import Pictures
 from hrnet_jax.inference.predictor import Person, Predictor, config_errors
 from hrnet_jax.inference.sources import Source
+from hrnet_jax.mesh import log_devices
 from hrnet_jax.weights import checkpoint
 
 FORMAT_VERSION = 1
@@ -157,6 +158,7 @@ def main() -> None:
 
 def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
     storage.check_output(values["output"], folder=True)
+    log_devices(config.model.dtype)
     source = Source.find(values["images"], pathlib.Path(values["output"]), values["max_megapixels"])
     with config_errors(values["checkpoint"]):
         labels = keypoint_set(config.data.eval.keypoints)

@@ -2,10 +2,10 @@
 
     python -m hrnet_jax.report runs/quickstart
 
-writes `report.html` into it: AP with its conditions, curves, speed, kinds of mistakes, the worst predictions drawn, and
-the config. The page needs no network and no scripts. `--config.data.root=DATA` gives the current location of the data.
-The output folder of an evaluation can be reported too; outside a work directory, `--checkpoint` names the evaluated
-model, whose config names the data.
+writes `report.html` into it: AP with its conditions, curves, speed, kinds of mistakes, the worst, median and best
+predictions drawn, and the config. The page needs no network and no scripts. `--config.data.root=DATA` gives the current
+location of the data. The output folder of an evaluation can be reported too; outside a work
+directory, `--checkpoint` names the evaluated model, whose config names the data.
 
     python -m hrnet_jax.report runs/merge --reference LOG
 
@@ -26,6 +26,8 @@ OPTIONS: cli.Options = {
 }
 cli.help_first(__name__, __doc__, OPTIONS)  # the imports below take seconds
 
+import datetime
+import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -39,9 +41,10 @@ from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json
 from eval.coco import METRICS
 from hrnet_jax import config as config_lib
+from hrnet_jax.models import array_shapes
 from hrnet_jax.reporting import beside
 from hrnet_jax.reporting.mistakes import EXPLANATION, mistakes
-from hrnet_jax.reporting.page import Html, chart, note, page, table, tag
+from hrnet_jax.reporting.page import Html, chart, note, page, table, tag, words
 from hrnet_jax.training import metrics as metric_files
 from hrnet_jax.training import record as record_lib
 from hrnet_jax.weights import checkpoint
@@ -50,6 +53,27 @@ from hrnet_jax.weights import checkpoint
 _OTHERS = {checkpoint.FOLDER, "cache", "logs", "tensorboard", "profile", "metrics"}
 _DEPTH = 3
 _AP = metric_files.EVALUATION + "AP"
+
+# What the conditions in metrics.json are called in the report.
+_CONDITIONS = {
+    "boxes": "person boxes",
+    "keypoints": "keypoint set",
+    "sigmas": "sigmas from",
+    "flip_test": "flip test",
+    "nms": "suppression of duplicates",
+    "score_mode": "score of a person",
+    "use_area": "area from the annotation",
+    "instances": "predicted people",
+    "codec_AP": "AP of the encoded and decoded annotations",
+    "seconds_keypoints": "seconds for keypoints",
+    "seconds_AP": "seconds for AP",
+}
+_SCORE_MODES = {
+    "bbox": "box score",
+    "keypoint": "mean of the keypoint scores",
+    "bbox_keypoint": "box score x mean of the keypoint scores",
+    "bbox_rle": "box score + mean and maximum of the keypoint scores",
+}
 
 Records = list[dict[str, float]]
 
@@ -152,8 +176,11 @@ def _described(config: ConfigDict) -> str:
     """The experiment in one line, as far as the config describes it."""
     try:
         height, width = config.codec.input_size
-        parts = [f"HRNet {config.model.variant}", f"{height}x{width}", config.codec.name, f"{config.epochs} epochs"]
-        return ", ".join([*parts, f"batches of {config.batch_size}", f"trained on {' + '.join(config.data.train)}"])
+        params, _ = array_shapes(config)
+        count = sum(math.prod(array.shape) for array in params.values()) / 1e6
+        parts = [f"HRNet {config.model.variant}", f"{count:.1f} million parameters", f"{height}x{width}"]
+        parts += [config.codec.name, f"{config.epochs} epochs", f"batches of {config.batch_size}"]
+        return ", ".join([*parts, f"trained on {' + '.join(config.data.train)}"])
     except (AttributeError, KeyError, TypeError, ValueError):
         return ""
 
@@ -172,6 +199,10 @@ def _overview(folder: epath.Path, records: Records, evaluations: list[Evaluation
         rows.append(("Checkpoints at steps", ", ".join(f"{step:,}" for step in steps) or "none"))
     if starts := record_lib.read_starts(folder):
         rows.append(("Started", f"{len(starts)} times, last {_start(starts[-1])}"))
+        rows.append(("Duration", _duration(starts)))
+        rows.append(("Devices", starts[-1].get("devices")))
+        rows.append(("Versions", _versions(starts[-1])))
+    rows.append(("Report written", datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")))
     for key, title in (("skipped", "Skipped steps (not finite)"), ("unreadable", "Unreadable samples (replaced)")):
         if (count := _last(records, key)) is not None:
             rows.append((title, tag("strong", f"{count:,.0f}") if count else "0"))
@@ -191,7 +222,10 @@ def _results(evaluations: list[Evaluation]) -> list[Html]:
     numbers = [[found.name, *(_ap(found.metrics[key]) for key in METRICS)] for found in evaluations]
     flat = ((key, value) for found in evaluations for key, value in found.metrics.items() if key not in METRICS)
     keys = dict.fromkeys(key for key, value in flat if not isinstance(value, dict))
-    conditions = [[key, *(found.metrics.get(key, "") for found in evaluations)] for key in keys]
+    conditions = [
+        [_CONDITIONS.get(key, words(key)), *(_said(key, found.metrics.get(key, "")) for found in evaluations)]
+        for key in keys
+    ]
     names = [found.name for found in evaluations]
     return [
         tag("h2", "Results"),
@@ -254,10 +288,38 @@ def _last(records: Records, key: str) -> float | None:
 
 
 def _start(start: dict[str, Any]) -> str:
-    """A start's record in one line."""
+    """A start's time and outcome."""
+    return f"{str(start.get('start'))[:19].replace('T', ' ')}: {start.get('outcome') or 'running, or killed'}"
+
+
+def _duration(starts: list[dict[str, Any]]) -> str:
+    """The time of all starts that ended, and how many did not."""
+    seconds, unended = 0.0, 0
+    for start in starts:
+        try:
+            first, last = (datetime.datetime.fromisoformat(str(start[key])) for key in ("start", "end"))
+            seconds += (last - first).total_seconds()
+        except (KeyError, ValueError, TypeError):
+            unended += 1
+    told = str(datetime.timedelta(seconds=round(seconds)))
+    return f"{told}; {unended} starts without a recorded end are not counted" if unended else told
+
+
+def _versions(start: dict[str, Any]) -> str:
+    """Versions of Python and the main packages, and the commit."""
     versions = start["versions"] if isinstance(start.get("versions"), dict) else {}
-    where = f"{str(start.get('start'))[:19]} on {start.get('devices')} ({start.get('host')}), jax {versions.get('jax')}"
-    return f"{where}: {start.get('outcome') or 'running, or killed'}"
+    parts = [f"Python {start.get('python')}"] if start.get("python") else []
+    parts += [f"{name} {versions[name]}" for name in ("hrnet-jax", "jax", "flax", "optax", "grain") if name in versions]
+    return ", ".join([*parts, *([f"commit {start['commit'][:12]}"] if isinstance(start.get("commit"), str) else [])])
+
+
+def _said(key: str, value: Any) -> Any:
+    """The value of a condition, in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key == "nms":
+        return words(str(value))
+    return _SCORE_MODES.get(str(value), value) if key == "score_mode" else value
 
 
 def _ap(number: float) -> str:

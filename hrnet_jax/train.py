@@ -39,7 +39,7 @@ from eval.distances import format_distances
 from hrnet_jax import config as config_lib
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.evaluator import Evaluator, write
-from hrnet_jax.mesh import create_mesh, from_main_host, is_main_host, on_mesh, replicated, shard_batch
+from hrnet_jax.mesh import create_mesh, from_main_host, is_main_host, log_devices, on_mesh, replicated, shard_batch
 from hrnet_jax.models import FunctionalModel, abstract_model, initial_arrays, state_dict
 from hrnet_jax.models.names import Arrays
 from hrnet_jax.outcomes import Interrupted
@@ -47,7 +47,7 @@ from hrnet_jax.training import compilation, metrics
 from hrnet_jax.training.curves import draw_curves
 from hrnet_jax.training.identity import check_experiment, continued, described, trained_on
 from hrnet_jax.training.lease import hold
-from hrnet_jax.training.record import RunRecord, describe_devices
+from hrnet_jax.training.record import RunRecord
 from hrnet_jax.training.schedule import create_optimizer, learning_rate
 from hrnet_jax.training.step import (
     TrainState,
@@ -59,7 +59,7 @@ from hrnet_jax.training.step import (
 )
 from hrnet_jax.training.step_log import Profiler, StepLog
 from hrnet_jax.training.stopping import StopRequest
-from hrnet_jax.weights.checkpoint import FOLDER, Checkpoints
+from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.initial import initial_model, initialised
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         from_main_host(lambda: check_experiment(folder, config))
         config = config_lib.with_cache(config, workdir)
         compilation.use_cache(config.cache_dir)
-        logger.info("%s, jax %s, compute in %s", describe_devices(), jax.__version__, config.model.dtype)
+        log_devices(config.model.dtype)
+
+        # The model, and what it starts from: a wrong config.init is found before the data is read.
+        model = abstract_model(config)
+        network = FunctionalModel.of(model)
+        shapes = state_dict(model)
+        initial = None if checkpoint.steps(folder / checkpoint.FOLDER) else _initial(config, *shapes)
 
         # Data and the numbers that follow from its size.
         codec = create_codec(config.codec)
@@ -107,9 +113,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         people = ", ".join(f"{source.name}: {len(source)} people" for source in data.sources)
         logger.info("%s; %d steps per epoch", people, steps_per_epoch)
 
-        # Model, optimizer, evaluator.
-        model = abstract_model(config)
-        network = FunctionalModel.of(model)
+        # Optimizer, evaluator.
         schedule = learning_rate(config, steps_per_epoch)
         optimizer = create_optimizer(config, schedule, network.params)
         train_step = make_train_step(
@@ -118,9 +122,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         evaluator = Evaluator(config, mesh)
 
         # The state: from the newest checkpoint, else fresh.
-        checkpoints = stack.enter_context(Checkpoints(folder / FOLDER, config.checkpoint.keep, config.best))
+        kept = checkpoint.Checkpoints(folder / checkpoint.FOLDER, config.checkpoint.keep, config.best)
+        checkpoints = stack.enter_context(kept)
         fresh = functools.partial(new_state, network, optimizer=optimizer, ema_decay=config.ema)
-        shapes = state_dict(model)
         abstract = jax.eval_shape(lambda *arrays: to_items(network, fresh(*arrays)), *shapes)
         if restored := checkpoints.restore(on_mesh(abstract, replicated(mesh))):
             items, meta = restored
@@ -128,9 +132,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             history = continued(config, data, meta)
             logger.info("continuing at step %d of %d", meta["step"], total_steps)
         else:
-            params, stats, init = _initial(config, *shapes)
+            params, stats, init = initial or _initial(config, *shapes)
             state = jax.device_put(jax.jit(fresh)(params, stats), replicated(mesh))
-            del params, stats
+            del params, stats, initial
             progress = {"samples": 0, "unreadable": 0, "loss": None}
             history = [trained_on(data, init)]
         start_step = int(state.step)
@@ -203,7 +207,7 @@ class Run:
     config: ConfigDict
     workdir: epath.Path
     network: FunctionalModel
-    checkpoints: Checkpoints
+    checkpoints: checkpoint.Checkpoints
     evaluator: Evaluator
     writer: metrics.MetricWriter
     log: StepLog

@@ -2,7 +2,8 @@
 
 import pytest
 
-from data_pipelines.command_line import parse, parse_known, status
+from data_pipelines import command_line
+from data_pipelines.command_line import parse, parse_known, progress, status
 from data_pipelines.errors import InputError
 
 OPTIONS = {"folder": (None, "text"), "draw": (True, "pictures"), "count": (3, "images"), "share_of": (0.5, "part")}
@@ -72,3 +73,18 @@ def test_errors_become_exit_codes(capsys):
     ]
     with pytest.raises(FileNotFoundError):  # a mistake of ours keeps its traceback
         status(fail)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_progress_says_how_far_and_how_long(capsys, monkeypatch, shown):
+    monkeypatch.setattr(command_line, "_SILENCE", -1)  # otherwise a line follows ten seconds after the last
+    with progress(4, " people", shown=shown) as advance:
+        advance(1)
+        advance(3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (2 if shown else 0)
+    if shown:
+        assert "25%" in lines[0]
+        assert "1/4 [" in lines[0]
+        assert "100%" in lines[1]
+        assert "people/s" in lines[1]

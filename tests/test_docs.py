@@ -144,6 +144,26 @@ def test_what_is_named_exists(page):
                 check_config(arguments)
 
 
+@pytest.mark.parametrize("device", ["", "cuda13", "tpu"])
+def test_the_makefile_installs_for_a_device(device):
+    """The pinned versions, and beside them JAX's plugin of the same version."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "install", f"DEVICE={device}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--requirement requirements.txt" in done.stdout
+    assert (f"--constraint requirements.txt 'jax[{device}]'" in done.stdout) == bool(device)
+
+
+def test_the_makefile_refuses_another_device():
+    done = subprocess.run(["make", "install", "DEVICE=gpu"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode
+    assert "DEVICE=gpu: must be" in done.stderr
+
+
 # Most of the time is XLA's; these programs run for a moment only.
 COMPILE_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 SMALL = ("--coco_train=8", "--coco_val=2", "--aic_train=1", "--processes=1")

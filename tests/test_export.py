@@ -15,7 +15,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from configs import common
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, extra
 from data_pipelines.images import read_image
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.synthetic import write_dataset
@@ -379,7 +379,7 @@ def test_pushing_says_what_it_needs(folder, tmp_path, monkeypatch):
     """Before anything is written."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     command = ["hrnet_jax.export", "--checkpoint", folder, "--output", tmp_path / "out", "--push"]
-    expected = "error: hf://user/name: needs huggingface_hub: pip install hrnet-jax[hub]"
+    expected = f"error: hf://user/name: needs huggingface_hub: {extra('hub')}"
     assert mistake(*command, "hf://user/name") == expected
     assert "user/name: must be hf://USER/REPOSITORY" in mistake(*command, "user/name")
     assert list(tmp_path.iterdir()) == []

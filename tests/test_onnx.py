@@ -14,7 +14,7 @@ from flax import nnx
 from PIL import Image
 
 from configs import common
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, extra
 from data_pipelines.keypoints import keypoint_set
 from hrnet_jax.codecs import CODECS, create_codec
 from hrnet_jax.export import FACTS, ONNX, ONNX_TOLERANCE, PROGRAM, TOLERANCE, deviations, export
@@ -257,7 +257,7 @@ runpy.run_path({str(folder / "example.py")!r}, run_name="__main__")
 def test_without_the_extra_one_line_names_it(monkeypatch, folder, tmp_path, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     line = mistake("hrnet_jax.export", "--checkpoint", folder, "--output", tmp_path / "out", "--onnx")
-    assert line == "error: --onnx: needs onnx and onnxruntime: pip install hrnet-jax[onnx]"
+    assert line == f"error: --onnx: needs onnx and onnxruntime: {extra('onnx')}"
     assert not (tmp_path / "out").exists()
 
 

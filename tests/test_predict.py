@@ -642,6 +642,14 @@ def test_heatmaps_colour_the_image_where_they_are_high():
     assert (canvas[:, :35] == 100).all()
 
 
+def test_tiles_of_a_sheet_are_in_the_middle_of_their_squares():
+    sheet = draw.sheet([np.zeros((20, 40, 3), np.uint8)] * 5, 40)
+    assert sheet.shape == (80, 160, 3)
+    rows, columns = np.nonzero((sheet == 0).all(-1)[:, :40])
+    assert (rows.min(), columns.min(), columns.max()) == (10, 0, 39)
+    assert np.unique(rows).tolist() == [*range(10, 30), *range(50, 70)]
+
+
 def test_pictures_stand_side_by_side_under_their_names():
     joined = draw.side_by_side({"a": np.zeros((20, 30, 3), np.uint8), "b": np.full((20, 40, 3), 7, np.uint8)})
     assert joined.shape == (42, 74, 3)

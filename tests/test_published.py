@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import hrnet_jax
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, extra
 from hrnet_jax import convert
 from hrnet_jax.config import load_config
 from hrnet_jax.models import create_model, state_dict
@@ -478,7 +478,7 @@ def test_unknown_files_are_recognised_by_an_architecture_of_one_config(networks,
 
 def test_the_hub_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"hf://user/name: needs huggingface_hub: pip install hrnet-jax\[hub\]"):
+    with pytest.raises(InputError, match=rf"hf://user/name: needs huggingface_hub: {re.escape(extra('hub'))}"):
         checkpoint.load("hf://user/name")
     with pytest.raises(InputError, match="must be hf://USER/REPOSITORY"):
         checkpoint.stored_config("hf://user")

@@ -1,10 +1,12 @@
 """Every recipe is the reference's, every published number is its own, and docs/recipes.md follows from the records."""
 
 import json
+import re
 import runpy
 
 import pytest
 
+from benchmarks.size import size
 from data_pipelines import pixels
 from data_pipelines.keypoints import KeypointMapping, keypoint_set
 from data_pipelines.transforms import Augmentation
@@ -16,6 +18,7 @@ from hrnet_jax.weights import published
 from tests.helpers import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
+PAGE = runpy.run_path(str(DOCS / "recipes.py"))
 OURS = json.loads((DOCS / "recipes.json").read_text())
 RECIPES = {  # the reference's files, and their newest checkpoints in the record
     f"{'aic' if name.endswith('_aic-256x192') else 'coco'}/{name}.py": published.find(name) for name in OURS["recipes"]
@@ -185,17 +188,35 @@ def test_initial_weights(reference, name):
 
 def test_what_is_said_to_be_verified_has_its_tests():
     notes = OURS["verified"]
-    assert {claim for recipe in OURS["recipes"].values() for claim in recipe["verified"]} == set(notes)
+    assert {claim for claims in OURS["recipes"].values() for claim in claims} == set(notes)
     for note in notes.values():
         file = note.rpartition("(")[2].rstrip(")")
         assert (REPOSITORY / file).is_file(), note
-    assert {recipe["reproduced"] for recipe in OURS["recipes"].values()} == {"not trained here"}
 
 
 def test_the_page_is_the_records():
     """If this fails: python docs/recipes.py."""
-    render = runpy.run_path(str(DOCS / "recipes.py"))["render"]
     page = (DOCS / "recipes.md").read_text()
-    assert page == render(published.record(), OURS)
+    assert page == PAGE["render"](published.record(), OURS)
     for recipe in RECIPES.values():
-        assert f"--config {recipe.config} " in page
+        assert f"| `{recipe.config}` |" in page
+
+
+def test_sizes_are_counted():
+    """28.5 million parameters are also the paper's."""
+    config = load_config(str(REPOSITORY / "configs/coco.py"))
+    parameters, products = size(config)
+    assert [round(parameters / 1e6, 1), round(products / 1e9, 1)] == OURS["sizes"]["w32 256x192"]
+    assert round(parameters / 1e6, 1) == 28.5
+    assert {PAGE["network"](load_config(entry.config_spec)) for entry in RECIPES.values()} == set(OURS["sizes"])
+
+
+def test_the_readmes_table_is_the_records():
+    rows = re.findall(r"^\| `(configs/[^`]+)` \|(.*)\|$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 3
+    for config, cells in rows:
+        *_, parameters, products, ap = (cell.strip() for cell in cells.split("|"))
+        sizes = OURS["sizes"][PAGE["network"](load_config(f"{REPOSITORY}/{config}"))]
+        assert [float(parameters), float(products)] == sizes
+        published_ap = {f"{e.results['AP']:.3f}" for e in published.record() if e.config == config and e.results}
+        assert ap in published_ap, config

@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 
 from data_pipelines.errors import InputError
 from data_pipelines.keypoints import COCO
+from data_pipelines.pipeline import EvalData
 from data_pipelines.synthetic import write_dataset
 from eval.breakdown import diagnose
 from eval.coco import evaluate_results
+from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config, to_json
+from hrnet_jax.models import array_shapes
 from hrnet_jax.report import build, report, stored_config
-from hrnet_jax.reporting import mistakes as report_errors
 from hrnet_jax.reporting import page as report_page
+from hrnet_jax.reporting.people import contact_sheet, examples, pair, ranked
 from hrnet_jax.training.metrics import MetricWriter
 from hrnet_jax.training.step_log import StepLog
 from tests.helpers import REPOSITORY, mistake, run
@@ -98,7 +101,7 @@ def answers(people, noise=2.0, seed=0):
     for person in (person for person in truth if person["num_keypoints"] and not person["iscrowd"]):
         keypoints = np.array(person["keypoints"], float).reshape(-1, 3)
         keypoints[:, :2] += rng.normal(0, noise, (len(keypoints), 2))
-        fields = {"keypoints": keypoints.ravel().tolist(), "score": float(rng.random()), "bbox": person["bbox"]}
+        fields = {"keypoints": keypoints.ravel().tolist(), "score": float(rng.uniform(0.5, 1)), "bbox": person["bbox"]}
         results.append({"image_id": person["image_id"], "category_id": 1, **fields})
     return results
 
@@ -140,7 +143,8 @@ def write_log(folder, config, sources=("coco", "aic"), steps=20):
 def workdir(people, config, tmp_path_factory):
     """What a run and an evaluation of it leave, but for the arrays."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    write_evaluation(folder, people, answers(people, 6.0), step=20)
+    conditions = {"step": 20, "flip_test": True, "score_mode": "bbox_keypoint"}
+    write_evaluation(folder, people, answers(people, 6.0), **conditions)
     write_evaluation(folder / "annotated_boxes", people, answers(people, 1.0))
     (folder / "config.json").write_text(to_json(config))
     config = config.copy_and_resolve_references()
@@ -150,7 +154,9 @@ def workdir(people, config, tmp_path_factory):
         (folder / f"checkpoints/{step}").mkdir(parents=True)
         (folder / f"checkpoints/{step}/digests.json").write_text("{}")
     start = {"start": "2026-01-02T03:04:05.678+00:00", "host": "a", "devices": "8 x b", "versions": {"jax": "1"}}
-    (folder / "starts.json").write_text(json.dumps([{**start, "outcome": None}]))
+    start |= {"python": "3.9", "commit": "0123456789abcdef"}
+    first = {**start, "start": "2026-01-01T00:00:00.000+00:00", "end": "2026-01-01T01:02:03.000+00:00"}
+    (folder / "starts.json").write_text(json.dumps([{**first, "outcome": "done"}, {**start, "outcome": None}]))
     (folder / "checkpoints/20/metrics.json").write_text("no JSON")  # nothing is looked for in there
     return folder
 
@@ -176,7 +182,12 @@ def test_a_run_with_two_evaluations(copy):
     overview = dict(page.tables[0])
     assert overview["Best AP"] == "0.625 at step 10"
     assert overview["Checkpoints at steps"] == "10, 20"
-    assert overview["Started"] == "1 times, last 2026-01-02T03:04:05 on 8 x b (a), jax 1: running, or killed"
+    assert overview["Started"] == "2 times, last 2026-01-02 03:04:05: running, or killed"
+    assert overview["Duration"] == "1:02:03; 1 starts without a recorded end are not counted"
+    assert (overview["Devices"], overview["Versions"]) == ("8 x b", "Python 3.9, jax 1, commit 0123456789ab")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d \S+", overview["Report written"])
+    parameters = sum(math.prod(array.shape) for array in array_shapes(stored_config(copy))[0].values())
+    assert f"{parameters / 1e6:.1f} million parameters" in page.text
     assert overview["Skipped steps (not finite)"] == "1"
     assert overview["Unreadable samples (replaced)"] == "1"
     titles = {drawing["aria-label"] for drawing in page.all("svg")}
@@ -189,7 +200,10 @@ def test_a_run_with_two_evaluations(copy):
     assert '"every_epochs": 6' in page.text
     conditions = dict((row[0], row[1:]) for row in page.table("")[1:])
     assert conditions["step"] == ["20", ""]
-    assert conditions["boxes"] == ["annotated", "annotated"]
+    assert conditions["person boxes"] == ["annotated", "annotated"]
+    assert conditions["flip test"] == ["yes", ""]
+    assert conditions["score of a person"] == ["box score x mean of the keypoint scores", ""]
+    assert not {"flip_test", "True", "bbox_keypoint"} & {cell for table in page.tables for row in table for cell in row}
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_runs(workdir):
@@ -217,15 +231,15 @@ def test_mistakes_by_keypoint(people, config, tmp_path):
     head = rows["keypoint"]
     assert rows["nose"][head.index("miss")] == "100.0%"
     assert rows["nose"][head.index("within 10%")] == "0.0%"
-    assert rows["left_knee"][head.index("good")] == "100.0%"
-    assert rows["left_knee"][head.index("similarity")] == "1.000"
+    assert rows["left knee"][head.index("good")] == "100.0%"
+    assert rows["left knee"][head.index("similarity")] == "1.000"
     truth = json.loads((people / TRUTH).read_text())["annotations"]
     counted = [np.array(p["keypoints"]).reshape(-1, 3) for p in truth if p["num_keypoints"] and not p["iscrowd"]]
     labelled = sum((points[:, 2] > 0).sum() for points in counted)
     noses = sum(points[0, 2] > 0 for points in counted)
     assert rows["all"][1] == str(labelled)
     assert rows["all"][head.index("miss")] == f"{noses / labelled:.1%}"
-    assert float(rows["left_ankle"][head.index("inversion")].rstrip("%")) > 50
+    assert float(rows["left ankle"][head.index("inversion")].rstrip("%")) > 50
 
 
 def test_the_worst_are_drawn_first(people, config, tmp_path):
@@ -246,6 +260,38 @@ def test_the_worst_are_drawn_first(people, config, tmp_path):
     assert captions[0].startswith(name[results[3]["image_id"]])
 
 
+def test_predictions_of_low_scores_are_not_among_the_worst(people, config, tmp_path):
+    results = answers(people, 0.5)
+    for result in results[:2]:  # boxes on no person
+        result["score"] *= 0.05
+        result["keypoints"] = (np.array(result["keypoints"]) + 15).tolist()
+    breakdown = diagnose(people / TRUTH, results)
+    order = ranked(breakdown)
+    assert len(order) == len(results) - 2
+    assert (np.diff(breakdown.oks[order]) >= 0).all()
+    assert breakdown.scores[order].min() > 0.1 * breakdown.scores[order].max()
+    write_evaluation(tmp_path, people, results)
+    page = page_of(tmp_path, config)
+    assert "2 people are left out" in page.text
+    assert len(page.pictures()) == min(12, len(results) - 2)
+
+
+def test_people_are_drawn_although_nothing_was_found_near_them(people, config, tmp_path):
+    results = answers(people)
+    for result in results:
+        result["keypoints"] = (np.array(result["keypoints"]) + 1e4).tolist()
+    instances = EvalData.load(config, create_codec(config.codec)).instances
+    contact_sheet(tmp_path / "sheet.png", diagnose(people / TRUTH, results), instances)
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == 3 * 424 + 24
+    assert (sheet < 100).any()
+
+
+def test_examples_are_the_ends_and_the_middle():
+    assert examples(np.arange(100), 3, 2) == {"worst": [0, 1, 2], "median": [49, 50], "best": [99, 98]}
+    assert examples(np.arange(4), 3, 2) == {"worst": [0, 1, 2], "median": [], "best": [3]}
+
+
 def test_prediction_and_truth_are_drawn_in_their_places():
     """A white image, one person in its middle; the prediction is 20 pixels lower."""
     truth = np.column_stack([np.linspace(80, 120, 17), np.linspace(60, 140, 17), np.full(17, 2)])
@@ -256,7 +302,7 @@ def test_prediction_and_truth_are_drawn_in_their_places():
     annotations = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": [person]}
     result = {"image_id": 1, "category_id": 1, "keypoints": found.ravel().tolist(), "score": 1.0}
     breakdown = diagnose(annotations, [result])
-    drawn = cv2.imdecode(np.frombuffer(report_errors._side_by_side(image, breakdown, 0), np.uint8), 1)
+    drawn = pair(image, breakdown, 0)
 
     def extent(panel):
         rows, columns = np.nonzero(panel[10:-10, 10:-10].astype(int).min(2) < 200)
@@ -305,7 +351,8 @@ def test_a_fresh_run(config, tmp_path):
     (tmp_path / "config.json").write_text(to_json(config))
     page = page_of(tmp_path)
     assert "Nothing was evaluated yet" in page.text
-    assert dict(page.tables[0]) == {"Best AP": "nothing was evaluated yet"}
+    assert [row[0] for row in page.tables[0]] == ["Best AP", "Report written"]
+    assert page.tables[0][0][1] == "nothing was evaluated yet"
     assert not page.all("svg")
 
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import tqdm
 
-from data_pipelines import storage
+from data_pipelines import command_line, storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
 from data_pipelines.processes import become_worker, starting_workers
@@ -74,8 +73,10 @@ def write_dataset(
     with storage.write_errors(root):
         for folder in (COCO_IMAGES.format(split="train"), COCO_IMAGES.format(split="val"), AIC_IMAGES):
             (root / folder).mkdir(parents=True, exist_ok=True)
-    for job, result in zip(jobs, tqdm.tqdm(_map(jobs, processes), "Rendering", len(jobs), unit="image"), strict=True):
-        results[job.split].append(result)
+    with command_line.progress(len(jobs)) as advance:
+        for job, result in zip(jobs, _map(jobs, processes), strict=True):
+            results[job.split].append(result)
+            advance(1)
 
     people = {}
     for split in ("train", "val"):

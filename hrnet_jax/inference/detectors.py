@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from data_pipelines.checks import FARTHEST, as_numbers
-from data_pipelines.errors import InputError, brief, first_line, listed
+from data_pipelines.errors import InputError, brief, extra, first_line, listed
 from data_pipelines.images import Pixels
 
 Images = list[UInt8[np.ndarray, "_ _ 3"]]  # of any sizes
@@ -129,7 +129,7 @@ def _transformers(name: str, threshold: float, kind: str) -> Detector:
         import torch
         import transformers
     except ImportError:
-        raise InputError(f"{name}: needs transformers and torch: pip install hrnet-jax[detect]") from None
+        raise InputError(f"{name}: needs transformers and torch: {extra('detect')}") from None
     try:
         model = transformers.AutoModelForObjectDetection.from_pretrained(name)
         processor = transformers.AutoImageProcessor.from_pretrained(name)
@@ -175,7 +175,7 @@ def _onnx(path: str, family: str, threshold: float, kind: str) -> Detector:
     try:
         import onnxruntime
     except ImportError:
-        raise InputError(f"{path}: needs onnxruntime: pip install hrnet-jax[onnx]") from None
+        raise InputError(f"{path}: needs onnxruntime: {extra('onnx')}") from None
     if not pathlib.Path(path).is_file():
         raise InputError(f"{path}: no such file")
     if kind != "person" and not kind.isdecimal():

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines import draw
+from data_pipelines import command_line
 from data_pipelines.checks import from_corners
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import write_json
@@ -26,10 +26,11 @@ from eval.distances import measure_distances
 from eval.records import Annotations, Predictions
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step, to_image
-from hrnet_jax.mesh import gather_hosts, host_part, replicated, shard_batch
+from hrnet_jax.mesh import gather_hosts, host_part, is_main_host, replicated, shard_batch
 from hrnet_jax.models import FunctionalModel, abstract_model
 from hrnet_jax.models.fold import fold
 from hrnet_jax.models.names import Arrays
+from hrnet_jax.reporting.people import contact_sheet
 
 
 class Evaluator:
@@ -115,15 +116,18 @@ class Evaluator:
         def fetch(batch: Batch) -> None:
             batch["found"], batch["score"] = host_part(batch["found"]), host_part(batch["score"])
 
-        for batch in self.data:
-            if should_stop():
-                return None
-            images = shard_batch({"image": batch.pop("image")}, self.mesh)["image"]
-            batch["found"], batch["score"] = self.step(weights, {}, images)
-            if answered:  # while the device computes this batch
-                fetch(answered[-1])
-            answered.append(batch)
-        fetch(answered[-1])
+        people = sum(map(len, self.data.images))
+        with command_line.progress(people, " people", shown=is_main_host()) as advance:
+            for batch in self.data:
+                if should_stop():
+                    return None
+                images = shard_batch({"image": batch.pop("image")}, self.mesh)["image"]
+                batch["found"], batch["score"] = self.step(weights, {}, images)
+                if answered:  # while the device computes this batch
+                    fetch(answered[-1])
+                answered.append(batch)
+                advance(int(batch["valid"].sum()))
+            fetch(answered[-1])
         return {name: np.concatenate([batch[name] for batch in answered]) for name in answered[0]}
 
     def conditions(self) -> dict[str, Any]:
@@ -218,12 +222,5 @@ def write(output: str | os.PathLike, metrics: dict[str, Any], predictions: Predi
     folder = epath.Path(output)
     write_json(folder / "metrics.json", metrics)
     coco.write_results(folder / "keypoints.json", predictions.to_results())
-    draw.contact_sheet(
-        folder / "predictions.png",
-        evaluator.data.instances,
-        evaluator.labels,
-        predictions.image_ids,
-        predictions.keypoints,
-        predictions.keypoint_scores,
-        predictions.box_scores,
-    )
+    breakdown = compare(evaluator.truth, predictions, evaluator.labels)
+    contact_sheet(folder / "predictions.png", breakdown, evaluator.data.instances)

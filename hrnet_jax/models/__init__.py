@@ -10,8 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, brief
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.types import Config
 from hrnet_jax.codecs import create_codec
@@ -36,7 +37,7 @@ __all__ = [
 HEAD_STD = 0.001
 
 
-def create_model(config: Config, seed: int = 0) -> HRNet:
+def create_model(config: Config | Any, seed: int = 0) -> HRNet:
     """Builds an HRNet with fresh parameters, in inference mode.
 
     Args:
@@ -52,8 +53,13 @@ def create_model(config: Config, seed: int = 0) -> HRNet:
       multiples of 32. After `model.train()`, BatchNorm uses batch statistics and updates the running ones.
 
     Raises:
-      InputError: for an unknown variant, keypoint set or dtype.
+      InputError: for anything else, and for an unknown variant, keypoint set or dtype.
     """
+    if not isinstance(config, Mapping | ConfigDict) or not {"model", "keypoints"} <= set(config):
+        example = {"model": {"variant": "w32"}, "keypoints": "coco"}
+        raise InputError(
+            f"create_model({brief(config)}): takes a config, of hrnet_jax.config.load_config or such as {example}"
+        )
     model = abstract_model(config)
     params, stats = state_dict(model)
     fill(model, initial_arrays({**params, **stats}, seed))

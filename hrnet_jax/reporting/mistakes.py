@@ -1,4 +1,4 @@
-"""The part of a report about keypoints: PCK and pixel errors, kinds of mistakes, drawings of the worst predictions."""
+"""The part of a report about keypoints: PCK and pixel errors, kinds of mistakes, drawings of predictions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 from etils import epath
-from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from data_pipelines import transforms
-from data_pipelines.draw import skeleton
 from data_pipelines.errors import InputError
 from data_pipelines.instances import Instances
 from data_pipelines.keypoints import keypoint_set
@@ -22,12 +19,10 @@ from data_pipelines.pipeline import EvalData
 from eval.breakdown import KINDS, MATCH, Breakdown, diagnose
 from eval.distances import NUMBERS, cells_of, describe
 from hrnet_jax.codecs import create_codec
-from hrnet_jax.reporting.page import Html, bar, legend, note, picture, table, tag
+from hrnet_jax.reporting.page import Html, bar, legend, note, picture, table, tag, words
+from hrnet_jax.reporting.people import JUNK, examples, pair, ranked
 
-_DRAWN = 12  # people
-_TILE = (280, 210)  # height and width in pixels
-_PADDING = 1.5  # of the drawn boxes
-_GAP = 4  # pixels between prediction and truth
+_WORST, _OTHERS = 12, 4  # people drawn: the worst, and of the middle and the best each
 _CLOSE = 0.1  # of the square root of the area: the maximum distance of a keypoint that counts as found
 
 _COLOURS = {kind: f"var(--{kind})" for kind in KINDS}
@@ -66,13 +61,13 @@ def mistakes(folder: epath.Path, metrics: Mapping[str, Any], config: ConfigDict)
         content.append(bar(shares, _COLOURS, large=True))
         content.append(legend({f"{kind} {shares[kind]:.1%}": _COLOURS[kind] for kind in KINDS}))
         content.append(table(*_by_keypoint(breakdown), total=True))
-    return [*content, *_worst(breakdown, config)]
+    return [*content, *_examples(breakdown, config)]
 
 
 def _distances(section: Any) -> Iterator[Html]:
     """The section `distances` of a metrics.json as a table by keypoint; nothing if it is absent or damaged."""
     try:
-        rows = [[name, f"{n['labelled']:,}", *cells_of(n)] for name, n in section["keypoints"].items()]
+        rows = [[words(name), f"{n['labelled']:,}", *cells_of(n)] for name, n in section["keypoints"].items()]
         yield tag("p", f"{describe(section)}; matched {section['matching']}.")
         yield table(["keypoint", "labelled", *NUMBERS], rows, total=True)
     except (TypeError, LookupError, AttributeError, ValueError):
@@ -104,7 +99,7 @@ def _by_keypoint(breakdown: Breakdown) -> tuple[list[object], list[list[object]]
     """Header and rows of the table; the last row is for all keypoints."""
     counts = breakdown.counts()
     columns = [*range(len(breakdown.joints)), slice(None)]
-    names = [*breakdown.joints.names, "all"]
+    names = [*map(words, breakdown.joints.names), "all"]
     rows: list[list[object]] = []
     for name, column in zip(names, columns, strict=True):
         known = breakdown.kinds[:, column] >= 0
@@ -128,10 +123,9 @@ def _by_keypoint(breakdown: Breakdown) -> tuple[list[object], list[list[object]]
     return ["keypoint", "labelled", "similarity", "distance", f"within {_CLOSE:.0%}", *KINDS, ""], rows
 
 
-def _worst(breakdown: Breakdown, config: ConfigDict) -> Iterator[Html]:
-    """Drawings of the people with the lowest OKS among those with a prediction."""
-    rows = np.flatnonzero(breakdown.detections >= 0)
-    rows = rows[np.argsort(breakdown.oks[rows], kind="stable")[:_DRAWN]]
+def _examples(breakdown: Breakdown, config: ConfigDict) -> Iterator[Html]:
+    """Drawings of people with a prediction: those with the lowest OKS, some of the middle and the best."""
+    rows = ranked(breakdown)
     if not len(rows):
         yield tag("p", "There is no prediction near an annotated person.")
         return
@@ -140,13 +134,18 @@ def _worst(breakdown: Breakdown, config: ConfigDict) -> Iterator[Html]:
     except InputError as error:
         yield note(f"Not drawn, because the images cannot be read: {error}")
         return
+    junk = int((breakdown.detections >= 0).sum()) - len(rows)
     yield tag(
         "p",
-        "The people with the lowest OKS among those with a prediction. Left: the prediction; right: the annotation; "
-        "the person's left side is blue, the right side orange.",
+        "People with a prediction, by OKS. Left: the prediction; right: the annotation; the person's left side is "
+        f"blue, the right side orange. {junk} people are left out: the score of their prediction is below {JUNK:g} "
+        "times the highest.",
     )
     row_of = {int(image_id): row for row, image_id in enumerate(instances.image_id)}
-    yield tag("div", *(_drawn(breakdown, row, instances, row_of) for row in rows.tolist()), class_="pictures")
+    for kind, chosen in examples(rows, _WORST, _OTHERS).items():
+        if chosen:
+            yield tag("h4", kind.capitalize())
+            yield tag("div", *(_drawn(breakdown, row, instances, row_of) for row in chosen), class_="pictures")
 
 
 def _instances(config: ConfigDict) -> Instances:
@@ -171,25 +170,5 @@ def _drawn(breakdown: Breakdown, row: int, instances: Instances, row_of: Mapping
         image = instances.open(row_of[image_id]).pixels()
     except InputError as error:
         return tag("figure", note(f"Not drawn: {error}"), tag("figcaption", caption))
-    return picture(_side_by_side(image, breakdown, row), caption)
-
-
-def _side_by_side(image: np.ndarray, breakdown: Breakdown, row: int) -> bytes:
-    """A JPEG of a person in a BGR image: the prediction beside the annotation."""
-    box = breakdown.people.boxes[row]
-    corners = np.concatenate([box[:2], box[:2] + np.maximum(box[2:], 1)]).astype(np.float32)
-    view = transforms.view_of_box(corners, _PADDING).fix_aspect(_TILE)
-    matrix = transforms.warp_matrix(view, _TILE, "msra")
-    crop = cv2.cvtColor(transforms.warp_image(image, matrix, _TILE), cv2.COLOR_BGR2RGB)
-    truth = breakdown.people.keypoints[row]
-
-    def panel(points: Float[np.ndarray, "k 2"], shown: np.ndarray) -> np.ndarray:
-        drawn = crop.copy()
-        skeleton(drawn, transforms.warp_points(points, matrix), shown, breakdown.joints)
-        return drawn
-
-    found = panel(breakdown.found[row], np.ones(len(truth), bool))
-    gap = np.full((_TILE[0], _GAP, 3), 255, np.uint8)
-    both = np.concatenate([found, gap, panel(truth[:, :2], truth[:, 2] > 0)], axis=1)
-    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(both, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return jpeg.tobytes()
+    _, jpeg = cv2.imencode(".jpg", pair(image, breakdown, row)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return picture(jpeg.tobytes(), caption)

@@ -6,6 +6,7 @@ import base64
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 
 Number = int | float
 Points = Sequence[tuple[Number, Number]]
@@ -48,6 +49,10 @@ svg text { fill: var(--soft) } .line { fill: none; stroke-width: 1.6; stroke-lin
 .pictures img { width: 100%; height: auto; display: block; border-radius: 3px }
 details { margin-top: 40px } summary { cursor: pointer; font-weight: 600; font-size: 19px }
 pre { background: var(--panel); padding: 12px; overflow-x: auto; font-size: 12.5px }
+@media (max-width: 600px) { body { padding: 14px 12px 40px } .text td:first-child { white-space: normal }
+  .numbers tr:first-child { display: none } .numbers tr { display: flex; flex-wrap: wrap; gap: 0 12px; padding: 4px 0;
+  border-bottom: 1px solid var(--rule) } .numbers td { border: 0; padding: 0 } .numbers td:first-child { flex: 0 0 100%;
+  font-weight: 600 } .numbers td:not(:first-child)::before { content: attr(data-name) " "; color: var(--soft) } }
 @media print { details, figure, tr { break-inside: avoid } }
 """
 
@@ -69,6 +74,11 @@ def join(content: Iterable[object]) -> Html:
     return Html("".join(piece if isinstance(piece, Html) else html.escape(str(piece)) for piece in content))
 
 
+def words(name: str) -> str:
+    """A name of the code, as words: `left_ankle` as `left ankle`."""
+    return name.replace("_", " ")
+
+
 def page(title: str, *content: Html) -> str:
     """A complete page; browsers are told to run no scripts and load nothing."""
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -87,13 +97,17 @@ def note(*content: object) -> Html:
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, kind: str = "", total: bool = False) -> Html:
-    """Rows under an optional header; `kind` "text": cells are words, not numbers; `total`: the last row is a sum."""
+    """Rows under an optional header; `kind` "text": cells are words, not numbers; `total`: the last row is a sum.
+
+    On narrow screens a row of numbers becomes a paragraph, in which each number follows its column's name.
+    """
     rows = list(rows)
     lines = [tag("tr", *(tag("th", cell) for cell in head))] if head else []
+    names = head if head and kind != "text" else ()
     for number, row in enumerate(rows, start=1):
-        cells = (tag("td", cell) for cell in row)
+        cells = [tag("td", cell, **({"data_name": name} if name else {})) for cell, name in zip_longest(row, names)]
         lines.append(tag("tr", *cells, class_="total" if total and number == len(rows) else ""))
-    return tag("div", tag("table", *lines, class_=kind), class_="wide")
+    return tag("div", tag("table", *lines, class_=kind or "numbers"), class_="wide")
 
 
 def picture(jpeg: bytes, caption: str) -> Html:

@@ -27,6 +27,7 @@ from etils import epath
 from data_pipelines import storage
 from data_pipelines.errors import InputError
 from data_pipelines.json_files import read_json_if_intact, write_json
+from hrnet_jax.mesh import describe_devices
 from hrnet_jax.outcomes import Aborted, Interrupted
 
 NAME = "starts.json"
@@ -138,12 +139,6 @@ def _surroundings() -> dict[str, Any]:
         "versions": versions,
         "commit": _commit(),
     }
-
-
-def describe_devices() -> str:
-    """The number of devices of each kind, e.g. `8 x NVIDIA H100`."""
-    kinds = [device.device_kind for device in jax.devices()]
-    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
 
 
 def _commit() -> str | None:

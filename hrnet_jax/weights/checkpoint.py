@@ -278,12 +278,17 @@ def stored_config(path: str | os.PathLike) -> ConfigDict:
         return named.config_of(path)
     folder, _ = locate(path)
     storage.check_bucket(folder)
+    file = folder / "config.json"
+    if not file.exists():
+        for run in (folder.parent, folder.parent.parent):  # RUN/STEP, RUN/checkpoints, RUN/checkpoints/STEP
+            if (run / FOLDER).is_dir():
+                which = folder.name if folder.name in (LATEST, BEST) or folder.name.isdecimal() else BEST
+                raise InputError(f"{folder}: is not a model; a checkpoint of a work directory is named {run}@{which}")
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; a model is a work directory, a converted or exported folder, a PyTorch file or "
             f"the name of a published model{named.unknown(path)}"
         )
-    file = folder / "config.json"
     config = config_lib.from_json(file)
     config_lib.check_keys(config, str(file), "add them to this file")
     return config

@@ -11,7 +11,7 @@ import pathlib
 from types import ModuleType
 from typing import NamedTuple
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, extra
 from hrnet_jax.weights.torch_files import SUFFIXES
 
 _SCHEME = "hf://"
@@ -86,7 +86,7 @@ def _library(text: str) -> ModuleType:
     try:
         import huggingface_hub
     except ImportError:
-        raise InputError(f"{text}: needs huggingface_hub: pip install hrnet-jax[hub]") from None
+        raise InputError(f"{text}: needs huggingface_hub: {extra('hub')}") from None
     return huggingface_hub
 
 

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save
 
 from data_pipelines import storage
 from data_pipelines.checks import check_regular
-from data_pipelines.errors import InputError, first_line
+from data_pipelines.errors import InputError, extra, first_line
 
 Tensors = dict[str, np.ndarray]
 
@@ -143,14 +143,11 @@ def _torch(path: str | os.PathLike) -> Any:
     try:
         import torch
     except ImportError:
-        raise InputError(
-            f"{path}: writing it needs PyTorch: pip install hrnet-jax[torch]; or choose a .safetensors file"
-        ) from None
+        raise InputError(f"{path}: writing it needs PyTorch: {extra('torch')}; or choose a .safetensors file") from None
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < MIN_TORCH:
         raise InputError(
-            f"{path}: PyTorch {torch.__version__} is installed, but writing needs 2.10 or newer: "
-            "pip install -U hrnet-jax[torch]"
+            f"{path}: PyTorch {torch.__version__} is installed, but writing needs 2.10 or newer: {extra('torch')}"
         )
     return torch
 
