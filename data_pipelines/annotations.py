@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from data_pipelines import command_line
 from data_pipelines.coco_files import AnnotationFile, People, no_keypoints
 from data_pipelines.detections import people_of, read_detections
 from data_pipelines.errors import InputError, brief
@@ -48,9 +49,11 @@ def load_instances(annotations: str | os.PathLike, images: str | os.PathLike, ke
         raise InputError(f"{images}: no such folder; it should hold the images of {annotations}")
     file, dropped = AnnotationFile(annotations), collections.Counter[str]()
     kept, annotated = [], False
-    for people in file.people():
-        kept.append(_kept(people, keypoints, dropped))
-        annotated |= bool(people.annotated().any())
+    with command_line.progress(None, " people") as advance:
+        for people in file.people():
+            kept.append(_kept(people, keypoints, dropped))
+            annotated |= bool(people.annotated().any())
+            advance(len(people))
     if not annotated:
         raise no_keypoints(str(annotations), keypoints)
     image_ids, ids, boxes, points = (np.concatenate(column) for column in zip(*kept, strict=True))

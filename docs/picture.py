@@ -16,7 +16,7 @@ import hrnet_jax
 ROOT = pathlib.Path("runs/synthetic/coco")
 TARGET = pathlib.Path(__file__).parent / "images/people.png"
 NAMES = ("000010000022.jpg", "000010000012.jpg", "000010000040.jpg", "000010000044.jpg")
-COLOURS = 96  # of the palette; all colours would take three times the space
+COLOURS = 200  # of the palette
 
 
 def main() -> None:

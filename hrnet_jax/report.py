@@ -198,7 +198,8 @@ def _overview(folder: epath.Path, records: Records, evaluations: list[Evaluation
     if (steps := checkpoint.steps(folder / checkpoint.FOLDER)) or records:
         rows.append(("Checkpoints at steps", ", ".join(f"{step:,}" for step in steps) or "none"))
     if starts := record_lib.read_starts(folder):
-        rows.append(("Started", f"{len(starts)} times, last {_start(starts[-1])}"))
+        times = f"{len(starts)} times, last" if len(starts) > 1 else "once,"
+        rows.append(("Started", f"{times} {_start(starts[-1])}"))
         rows.append(("Duration", _duration(starts)))
         rows.append(("Devices", starts[-1].get("devices")))
         rows.append(("Versions", _versions(starts[-1])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_pipelines import command_line
 from data_pipelines.errors import InputError
 from data_pipelines.labels.files import ImageFinder, Source, clean
 from data_pipelines.labels.image_sizes import header, turned
@@ -24,16 +25,18 @@ def locate(labels: Labels, source: Source, finder: ImageFinder) -> None:
       InputError: more than a tenth must be removed, or two files label the same image.
     """
     wrong: set[Image] = set()
-    for image in labels.images:
-        image.path = image.path or finder.find(image.names, image.beside, image.split)
-        if image.path is None:
-            source.notes.add("images without a file", image.names[0])
-        elif (facts := header(image.path)) is None:
-            source.notes.add("files that are no images, left out", str(image.path))
-            wrong.add(image)
-        elif not _fitted(image, *facts, source):
-            source.notes.add("images of another shape than their labels say, left out", _contradiction(image))
-            wrong.add(image)
+    with command_line.progress(len(labels.images)) as advance:
+        for image in labels.images:
+            advance(1)
+            image.path = image.path or finder.find(image.names, image.beside, image.split)
+            if image.path is None:
+                source.notes.add("images without a file", image.names[0])
+            elif (facts := header(image.path)) is None:
+                source.notes.add("files that are no images, left out", str(image.path))
+                wrong.add(image)
+            elif not _fitted(image, *facts, source):
+                source.notes.add("images of another shape than their labels say, left out", _contradiction(image))
+                wrong.add(image)
     found = sum(image.path is not None for image in labels.images)
     if found and len(wrong) > max(_MOST_CONTRADICTIONS * found, 1 if found > 5 else 0):
         one = next(image for image in labels.images if image in wrong)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import draw, storage
+from data_pipelines import command_line, draw, storage
 from data_pipelines.coco_files import AREA_SHARE, PERSON
 from data_pipelines.errors import InputError, printable
 from data_pipelines.json_files import write_json
@@ -125,9 +125,11 @@ def write(
             write_json(
                 folder / "annotations" / f"{part}.json", _coco([records[id(i)] for i in images], chosen), indent=None
             )
-        for image in found:
-            assert image.path
-            linked += copied(image.path, folder / "images" / names[id(image)], link)
+        with command_line.progress(len(found)) as advance:
+            for image in found:
+                assert image.path
+                linked += copied(image.path, folder / "images" / names[id(image)], link)
+                advance(1)
         if sheet is not None:
             draw.write_png(folder / "contact_sheet.png", sheet, sync=False)
         train, val = by_split["train"], by_split["val"]

@@ -6,7 +6,6 @@ import base64
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
 
 Number = int | float
 Points = Sequence[tuple[Number, Number]]
@@ -50,9 +49,10 @@ svg text { fill: var(--soft) } .line { fill: none; stroke-width: 1.6; stroke-lin
 details { margin-top: 40px } summary { cursor: pointer; font-weight: 600; font-size: 19px }
 pre { background: var(--panel); padding: 12px; overflow-x: auto; font-size: 12.5px }
 @media (max-width: 600px) { body { padding: 14px 12px 40px } .text td:first-child { white-space: normal }
-  .numbers tr:first-child { display: none } .numbers tr { display: flex; flex-wrap: wrap; gap: 0 12px; padding: 4px 0;
-  border-bottom: 1px solid var(--rule) } .numbers td { border: 0; padding: 0 } .numbers td:first-child { flex: 0 0 100%;
-  font-weight: 600 } .numbers td:not(:first-child)::before { content: attr(data-name) " "; color: var(--soft) } }
+  .headed, .headed tbody, .headed tr { display: block } .headed tr:first-child { display: none }
+  .headed tr { padding: 4px 0; border-bottom: 1px solid var(--rule) } .headed td { display: inline-block; border: 0;
+  padding: 0 12px 0 0 } .headed td:first-child { display: block; font-weight: 600 }
+  .headed td:not(:first-child)::before { content: attr(data-name) " "; color: var(--soft) } }
 @media print { details, figure, tr { break-inside: avoid } }
 """
 
@@ -99,15 +99,15 @@ def note(*content: object) -> Html:
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, kind: str = "", total: bool = False) -> Html:
     """Rows under an optional header; `kind` "text": cells are words, not numbers; `total`: the last row is a sum.
 
-    On narrow screens a row of numbers becomes a paragraph, in which each number follows its column's name.
+    On narrow screens a row below a header becomes a paragraph, in which each cell follows its column's name.
     """
     rows = list(rows)
     lines = [tag("tr", *(tag("th", cell) for cell in head))] if head else []
-    names = head if head and kind != "text" else ()
     for number, row in enumerate(rows, start=1):
-        cells = [tag("td", cell, **({"data_name": name} if name else {})) for cell, name in zip_longest(row, names)]
+        names = [{"data_name": name} if name else {} for name in head] or [{}] * len(row)
+        cells = [tag("td", cell, **name) for cell, name in zip(row, names, strict=True)]
         lines.append(tag("tr", *cells, class_="total" if total and number == len(rows) else ""))
-    return tag("div", tag("table", *lines, class_=kind or "numbers"), class_="wide")
+    return tag("div", tag("table", *lines, class_=f"{kind} headed" if head else kind), class_="wide")
 
 
 def picture(jpeg: bytes, caption: str) -> Html:
