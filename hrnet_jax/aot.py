@@ -1,24 +1,25 @@
-"""Compiles the training and evaluation steps for a TPU slice without a TPU, and reports memory and time.
+"""Compiles the training and evaluation steps for a TPU slice or a GPU without having one, and reports memory and time.
 
     python -m hrnet_jax.aot --config configs/coco_aic_merge.py:bf16 --topology v5e:4x4
+    python -m hrnet_jax.aot --config configs/coco_aic_merge.py:bf16 --topology h100 --config.batch_size=256
 
-compiles the trainer's own train and eval steps for that slice, with the trainer's shardings and donation. It prints
-memory compared to the chip's HBM, FLOPs and bytes, the minimum time for these, collectives, program size and compile
-time. A batch that does not fit is refused with the compiler's message. Needs the extra `tpu`; W32 takes
-4 to 18 minutes and 8 GB on two cores. `--config.KEY=VALUE` overrides a key of the config file, for example
-`--config.batch_size=2048`.
+compiles the trainer's own train and eval steps for that slice or GPU, with the trainer's shardings and donation. It
+prints memory compared to the chip's, FLOPs and bytes, the minimum time for these, collectives, program size and compile
+time; for GPUs also kernels and what they move, without autotuning. A batch that does not fit a TPU is refused with the
+compiler's message. TPUs need `pip install 'jax[tpu]'`, where W32 takes 4 to 18 minutes and 8 GB on two cores, GPUs
+`pip install 'jax[cuda13]'` and two minutes. `--config.KEY=VALUE` overrides a key of the config file.
 """
 
 from __future__ import annotations
 
 from hrnet_jax import cli
-from hrnet_jax.tpu.chips import CHIPS, Chip
+from hrnet_jax.tpu.chips import CHIPS, GPUS, Chip, Gpu
 
 STEPS = ("train", "eval")
 
 OPTIONS: cli.Options = {
     "config": (None, "config file, FILE or FILE:ARG"),
-    "topology": (None, f"chip and shape of the slice, e.g. v5e:4x4; chips: {', '.join(CHIPS)}"),
+    "topology": (None, f"chip and shape of the slice, e.g. v5e:4x4 ({', '.join(CHIPS)}); or a GPU: {', '.join(GPUS)}"),
     "steps": (",".join(STEPS), "steps to compile"),
     "output": ("", "JSON file for all figures"),
 }
@@ -50,7 +51,7 @@ from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, on_mesh, replicated
 from hrnet_jax.models import FunctionalModel, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
-from hrnet_jax.tpu.hlo import collectives
+from hrnet_jax.tpu.hlo import collectives, kernels
 from hrnet_jax.training.schedule import create_optimizer, learning_rate
 from hrnet_jax.training.step import make_train_step, new_state
 
@@ -69,7 +70,7 @@ _ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A TPU slice: its kind of chip and a mesh over its devices.
+    """A TPU slice or a GPU: its kind of chip and a mesh over its devices.
 
     A device is a chip, except on v4, where this compiler treats a chip's two cores as devices.
     """
@@ -79,6 +80,7 @@ class Slice:
     mesh: Mesh
     chips: int
     hosts: int
+    compiler: str = "libtpu"
 
     @property
     def share(self) -> float:
@@ -110,7 +112,7 @@ def measure(config: ConfigDict, topology: str, steps: Sequence[str] = STEPS) -> 
         )
     config_lib.check_devices(config, slice_.mesh.size)
     if config.model.dtype != "bfloat16":
-        logger.warning("config.model.dtype=%r: TPU recipes use bfloat16 (variant bf16)", config.model.dtype)
+        logger.warning("config.model.dtype=%r: accelerators are fast in bfloat16 (variant bf16)", config.model.dtype)
     compiled = {step: _compile_and_measure(step, config, slice_) for step in steps}
     height, width = config.codec.input_size
     return {
@@ -121,16 +123,21 @@ def measure(config: ConfigDict, topology: str, steps: Sequence[str] = STEPS) -> 
         "hbm_bytes": int(slice_.chip.hbm * slice_.share * 2**30),
         "model": f"{config.model.variant} {height}x{width} {config.codec.name} {config.model.dtype}",
         "group_size": config.model.group_size,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", slice_.compiler)},
         "steps": compiled,
     }
 
 
 def find_slice(topology: str) -> Slice:
-    """Describes a slice by name. Raises InputError if libtpu is missing or does not know the name."""
+    """Describes a slice or a GPU by name. Raises InputError if its compiler is missing or does not know the name."""
+    if topology in GPUS:
+        return _find_gpu(topology)
     kind = topology.partition(":")[0]
     if kind not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)*", topology):
-        raise InputError(f"--topology={topology}: not CHIP:SHAPE, e.g. v5e:4x4, with a chip of {', '.join(CHIPS)}")
+        raise InputError(
+            f"--topology={topology}: not CHIP:SHAPE, e.g. v5e:4x4, with a chip of {', '.join(CHIPS)}, and no GPU of "
+            f"{', '.join(GPUS)}"
+        )
     if topology.count("x") + 1 != CHIPS[kind].dimensions:
         raise InputError(f"--topology={topology}: slices of {kind} have {CHIPS[kind].dimensions} dimensions")
     try:
@@ -148,6 +155,43 @@ def find_slice(topology: str) -> Slice:
     devices: Any = description.devices
     chips, hosts = {tuple(device.coords) for device in devices}, {device.process_index for device in devices}
     return Slice(topology, CHIPS[kind], create_mesh(devices), len(chips), len(hosts))
+
+
+def _find_gpu(name: str) -> Slice:
+    try:
+        version = importlib.metadata.version("jax-cuda13-plugin")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError("--topology: the GPU compiler is not installed: pip install 'jax[cuda13]'") from None
+    logger.info("jax-cuda13-plugin %s", version)
+    jax.devices()  # registers the plugin
+    gpu = GPUS[name]
+    description = topologies.get_topology_desc(
+        platform="cuda", topology_name="", topology="1x1x1", target_config=_target(gpu)
+    )
+    return Slice(name, gpu.chip, create_mesh(description.devices), 1, 1, "jax-cuda13-plugin")
+
+
+def _target(gpu: Gpu) -> str:
+    """The description of a GPU that XLA takes in place of one: a GpuTargetConfigProto as text."""
+    major, minor = gpu.capability
+    device = {
+        **{"threads_per_block_limit": 1024, "threads_per_warp": 32, "threads_per_core_limit": 2048},
+        **{"thread_dim_limit_x": 1024, "thread_dim_limit_y": 1024, "thread_dim_limit_z": 64},
+        **{"block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535},
+        **{"registers_per_core_limit": 65536, "registers_per_block_limit": 65536, "device_address_bits": 64},
+        **{"shared_memory_per_block": 48 * 2**10, "shared_memory_per_block_optin": gpu.shared - 2**10},
+        **{"shared_memory_per_core": gpu.shared, "core_count": gpu.cores, "fpus_per_core": gpu.float_units},
+        **{"clock_rate_ghz": gpu.clock, "l2_cache_size": gpu.l2, "memory_bandwidth": gpu.chip.bandwidth * 10**9},
+        "device_memory_size": gpu.chip.hbm * 2**30,
+    }
+    features = "ACCELERATED_FEATURES" if major >= 9 else "NONE"
+    capability = f"cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {features} }}"
+    fields = " ".join(f"{key}: {value}" for key, value in device.items())
+    versions = 'driver_version: "13.0.0" runtime_version: "13.0.0" dnn_version: "9.10.0"'
+    return (
+        f'gpu_device_info {{ {fields} {capability} name: "{gpu.name}" {versions} }} platform_name: "CUDA" '
+        f'dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{gpu.name}"'
+    )
 
 
 def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
@@ -203,10 +247,15 @@ def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[s
     # Other compilers may return None.
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
+    if cost is None:  # of a GPU: the program's FLOPs are counted as it is handed to the compiler
+        cost = lower(step, config, create_mesh(jax.devices("cpu")[:1])).cost_analysis()
     text: Any = compiled.as_text()
     # The compiler counts a loop's body once; the parts of a batch run in a loop.
     parts = config.accumulate if step == "train" else 1
     flops, accessed = parts * cost["flops"], parts * cost["bytes accessed"]
+    launched = kernels(text) if slice_.name in GPUS else []
+    if launched:
+        accessed = parts * sum(entry.bytes for entry in launched)
     chip, share = slice_.chip, slice_.share
     moved = collectives(text, slice_.mesh.size)
     # In a ring, each device sends all parts but its own (twice for a sum), over half of the links' bandwidth.
@@ -231,6 +280,7 @@ def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[s
         "seconds": times,
         "bound": max(times, key=times.__getitem__),
         "collectives": [dataclasses.asdict(c) for c in moved],
+        "kernels": [dataclasses.asdict(entry) for entry in launched],
         "trace_seconds": round(traced - started, 1),
         "compile_seconds": round(seconds, 1),
         "compile_cpu_seconds": round(cpu, 1),
@@ -239,7 +289,8 @@ def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[s
 
 def format_report(report: Mapping[str, Any]) -> str:
     """Formats the result of `measure` as a Markdown table, one column per step."""
-    chip, share = CHIPS[report["topology"].partition(":")[0]], report["chips"] / report["devices"]
+    kind = report["topology"].partition(":")[0]
+    chip, share = GPUS[kind].chip if kind in GPUS else CHIPS[kind], report["chips"] / report["devices"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     unit = "chip" if share == 1 else "device"
     rows: list[list[str]] = [["", *report["steps"]], [":--", *["--:"] * len(report["steps"])]]
@@ -261,6 +312,12 @@ def format_report(report: Mapping[str, Any]) -> str:
     row(f"fits {gib(report['hbm_bytes'])}", lambda s: f"{_needed(s) / report['hbm_bytes']:.0%}")
     row("FLOPs per image", lambda s: f"{s['flops'] / s['images'] / 1e9:.1f} G")
     row("bytes per image", lambda s: f"{s['bytes'] / s['images'] / 1e9:.2f} GB")
+    if kind in GPUS:
+        row("of that: convolutions", lambda s: f"{_of_convolutions(s) / s['images'] / 1e9:.2f} GB")
+        row(
+            "kernels; of these, moving less than 1 MB",
+            lambda s: f"{_sum(s['kernels'], 'count')}; {_sum(s['kernels'], 'small')}",
+        )
     row(f"FLOPs per step and {unit}", lambda s: f"{s['flops'] / 1e12:.2f} T")
     row(f"bytes per step and {unit}", lambda s: f"{s['bytes'] / 1e9:.1f} GB")
     row(
@@ -291,6 +348,14 @@ def format_report(report: Mapping[str, Any]) -> str:
         f"{report['model']}, BatchNorm over {report['group_size'] or 'the batch'}, on {report['topology']}: "
         f"{report['chips']} chips, {report['hosts']} hosts ({versions})\n\n{table}"
     )
+
+
+def _sum(entries: Sequence[Mapping[str, Any]], key: str) -> int:
+    return sum(entry[key] for entry in entries)
+
+
+def _of_convolutions(step: Mapping[str, Any]) -> int:
+    return _sum([entry for entry in step["kernels"] if entry["kind"] == "convolution"], "bytes")
 
 
 def _needed(step: Mapping[str, Any]) -> int:

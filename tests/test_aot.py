@@ -14,7 +14,7 @@ from data_pipelines.errors import InputError, extra
 from hrnet_jax import aot
 from hrnet_jax.config import load_config
 from hrnet_jax.mesh import create_mesh, replicated
-from hrnet_jax.tpu.hlo import Collectives, collectives
+from hrnet_jax.tpu.hlo import Collectives, Kernels, collectives, kernels
 from tests.helpers import REPOSITORY, mistake, run
 
 try:
@@ -22,6 +22,11 @@ try:
     HAS_LIBTPU = True
 except importlib.metadata.PackageNotFoundError:
     HAS_LIBTPU = False
+try:
+    importlib.metadata.version("jax-cuda13-plugin")
+    HAS_CUDA = True
+except importlib.metadata.PackageNotFoundError:
+    HAS_CUDA = False
 needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="needs the extra tpu")
 
 TINY = "configs/coco_aic_merge.py:bf16,runlocal"
@@ -131,6 +136,47 @@ def test_impossible_slices_are_named(topology, message):
     with pytest.raises(InputError, match=message) as caught:
         aot.measure(load_config(TINY), topology)
     assert "\n" not in str(caught.value)
+
+
+def test_kernels_are_counted_with_what_they_move():
+    """Two reads of the state, of which one takes a part, a convolution and a copy; bitcasts are no kernels."""
+    text = """
+ENTRY %main (state: f32[1000000], x: bf16[8,16,16,32]) -> (f32[1000000]) {
+  %state = f32[1000000]{0} parameter(0)
+  %x = bf16[8,16,16,32]{3,2,1,0} parameter(1)
+  %w = bf16[32,3,3,32]{3,2,1,0} fusion(%state), kind=kInput, calls=%part
+  %bitcast = bf16[8,256,32]{2,1,0} bitcast(%x)
+  %conv = (bf16[8,16,16,32]{3,2,1,0}, u8[0]{0}) custom-call(%x, %w), custom_call_target="__cudnn$convForward"
+  %y = bf16[8,16,16,32]{3,2,1,0} get-tuple-element(%conv), index=0
+  %sum = f32[32]{0} fusion(%y), kind=kInput, calls=%add
+  %copy = f32[1000000]{0} copy(%state)
+  ROOT %new = f32[1000000]{0} fusion(%copy, %sum), kind=kLoop, calls=%update
+}
+"""
+    weights, map_, state = 2 * 32 * 9 * 32, 2 * 8 * 16 * 16 * 32, 4_000_000
+    assert kernels(text) == [
+        Kernels("fusion", 3, 2, 2 * weights + (map_ + 128) + (2 * state + 128)),
+        Kernels("copy", 1, 0, 2 * state),
+        Kernels("convolution", 1, 1, 2 * map_ + weights),
+    ]
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="the GPU compiler is installed")
+def test_the_command_without_the_gpu_compiler_says_what_to_install():
+    line = mistake("hrnet_jax.aot", "--config", TINY, "--topology", "h100")
+    assert "pip install 'jax[cuda13]'" in line
+
+
+@pytest.mark.skipif(not HAS_CUDA, reason="needs jax[cuda13]")
+def test_a_gpu(tmp_path):
+    output = tmp_path / "report.json"
+    done = run("hrnet_jax.aot", "--config", TINY, "--topology", "h100", "--output", output)
+    train, evaluation = json.loads(output.read_text())["steps"].values()
+    assert train["output_bytes"] - train["alias_bytes"] < 20_000
+    counts = [{entry["kind"]: entry["count"] for entry in step["kernels"]} for step in (train, evaluation)]
+    # Forward and two gradients; the first convolution has none of its input.
+    assert 2.5 < counts[0]["convolution"] / counts[1]["convolution"] < 3
+    assert "kernels; of these, moving less than 1 MB" in done.stdout
 
 
 def test_unknown_steps_are_named():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 MOMENTUM = 0.9
@@ -20,8 +22,8 @@ class BatchNorm(nnx.Module):
 
     A group corresponds to one GPU's batch in MMPose. If each device holds complete groups, no communication is needed,
     and results do not depend on the number of devices. As in PyTorch, the running variance is unbiased (n / (n - 1))
-    and the variance used to normalise is biased. Running statistics are averaged over the groups (`average_groups`)
-    and always float32. `use_running_average` follows `model.train()` and `model.eval()`.
+    and the variance used to normalise is biased. Running statistics are averaged over the groups
+    (`running_averages`) and always float32. `use_running_average` follows `model.train()` and `model.eval()`.
 
     Args:
       features: channels.
@@ -39,7 +41,7 @@ class BatchNorm(nnx.Module):
         self.use_running_average = True
 
     def __call__(self, x: Float[Array, "batch h w features"]) -> Float[Array, "batch h w features"]:
-        """Returns the normalised input; in training mode also updates the running statistics of each group.
+        """Returns the normalised input; in training mode also sets the statistics to each group's (`running_averages`).
 
         Raises ValueError when the batch is larger than a group and not a multiple of it.
         """
@@ -55,40 +57,93 @@ class BatchNorm(nnx.Module):
             raise ValueError(f"a batch of {batch} does not divide into BatchNorm groups of {group} samples")
         out, mean, var = _normalise(x, self.scale[...], self.bias[...], group)
         n = group * h * w
-        self.mean.set_value(MOMENTUM * self.mean[...][None] + (1 - MOMENTUM) * mean)
-        self.var.set_value(MOMENTUM * self.var[...][None] + (1 - MOMENTUM) * var * (n / max(n - 1, 1)))
+        self.mean.set_value(mean)
+        self.var.set_value(var * (n / max(n - 1, 1)))
         return out
 
 
-# Of the intermediate values, only the statistics are stored for the backward pass.
-@functools.partial(
-    jax.checkpoint,
-    policy=jax.checkpoint_policies.save_only_these_names("statistics"),
-    prevent_cse=False,
-    static_argnums=3,
-)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalise(
     x: Float[Array, "batch h w features"], scale: Float[Array, " features"], bias: Float[Array, " features"], group: int
 ) -> tuple[Float[Array, "batch h w features"], Float[Array, "groups features"], Float[Array, "groups features"]]:
-    """Returns the normalised input and each group's mean and (biased) variance."""
-    grouped = x.reshape(-1, group, *x.shape[1:]).astype(jnp.float32)
-    mean = checkpoint_name(grouped.mean((1, 2, 3)), "statistics")
-    # One pass over the activations: XLA computes both sums in the same read.
-    square = checkpoint_name(jnp.square(grouped).mean((1, 2, 3)), "statistics")
+    """Returns the normalised input and each group's mean and (biased) variance, which are not differentiated."""
+    return _forward(x, scale, bias, group)[0]
+
+
+def _forward(x: Array, scale: Array, bias: Array, group: int) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    """What `_normalise` returns, and what is kept for the gradient: the input and the statistics."""
+    grouped = _grouped(x, group)
+    mean, square = (total / _count(grouped) for total in _sums(grouped, jnp.square(grouped)))
     var = jnp.maximum(square - jnp.square(mean), 0)
-    gain = scale[None] * jax.lax.rsqrt(var + EPSILON)
-    offset = bias[None] - mean * gain
-    gain, offset = (values[:, None, None, None] for values in (gain, offset))
-    out = grouped * gain + offset
-    return out.reshape(x.shape).astype(x.dtype), mean, var
+    rate = jax.lax.rsqrt(var + EPSILON)
+    gain = scale[None] * rate
+    out = grouped * _spread(gain) + _spread(bias[None] - mean * gain)
+    return (out.reshape(x.shape).astype(x.dtype), mean, var), (x, scale, mean, rate)
 
 
-def average_groups(model: nnx.Module) -> None:
-    """Averages running statistics [groups, features] over the groups, in place, after a training-mode pass.
+def _backward(
+    group: int, kept: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    """The gradients of input, scale and bias (Ioffe and Szegedy 2015), from two sums over one reading of the arrays."""
+    x, scale, mean, rate = kept
+    change = _grouped(cotangents[0], group)
+    normal = (_grouped(x, group) - _spread(mean)) * _spread(rate)
+    bias_change, scale_change = _sums(change, change * normal)
+    common = (_spread(bias_change) + normal * _spread(scale_change)) * (1 / _count(change))
+    dx = _spread(scale[None] * rate) * (change - common)
+    return dx.reshape(x.shape).astype(x.dtype), scale_change.sum(0), bias_change.sum(0)
 
-    Separate from the pass because groups may be on several devices: inside a loop, every iteration would communicate.
+
+_normalise.defvjp(_forward, _backward)
+
+
+def _sums(a: Array, b: Array) -> tuple[Array, Array]:
+    """The sums of two arrays [groups, samples, h, w, features] over samples and space.
+
+    A GPU reads the arrays once if both sums are one reduction. The compiler for TPUs fuses two sums by itself, and
+    estimates one reduction to be four times slower.
     """
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, BatchNorm) and not module.use_running_average:
-            module.mean.set_value(module.mean[...].mean(-2))
-            module.var.set_value(module.var[...].mean(-2))
+
+    def together(a: Array, b: Array) -> tuple[Array, Array]:
+        zero = jnp.float32(0)
+        return tuple(jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (1, 2, 3)))
+
+    def apart(a: Array, b: Array) -> tuple[Array, Array]:
+        return a.sum((1, 2, 3)), b.sum((1, 2, 3))
+
+    return jax.lax.platform_dependent(a, b, cuda=together, default=apart)
+
+
+def _grouped(x: Array, group: int) -> Float[Array, "groups samples h w features"]:
+    return x.reshape(-1, group, *x.shape[1:]).astype(jnp.float32)
+
+
+def _spread(values: Float[Array, "groups features"]) -> Float[Array, "groups 1 1 1 features"]:
+    return values[:, None, None, None]
+
+
+def _count(grouped: Array) -> int:
+    """The number of values per feature and group."""
+    return grouped[0, ..., 0].size
+
+
+@contextlib.contextmanager
+def running_averages(model: nnx.Module) -> Iterator[None]:
+    """Around a training-mode pass of a model: updates the running statistics from those of the pass's groups.
+
+    All together, because groups may be on several devices, which then communicate once, and because a GPU would run
+    small kernels for each module.
+    """
+    modules = [m for _, m in nnx.iter_modules(model) if isinstance(m, BatchNorm) and not m.use_running_average]
+    variables = [variable for module in modules for variable in (module.mean, module.var)]
+    before = [variable[...] for variable in variables]
+    yield
+    if not variables:
+        return
+    # Arrays of loops are [length, groups, features].
+    groups = [jnp.moveaxis(variable[...], -2, 0) for variable in variables]
+    mean = jnp.concatenate([values.reshape(len(values), -1) for values in groups], axis=1).mean(0)
+    running = MOMENTUM * jnp.concatenate([old.ravel() for old in before]) + (1 - MOMENTUM) * mean
+    ends = np.cumsum([old.size for old in before])[:-1].tolist()
+    for variable, old, new in zip(variables, before, jnp.split(running, ends), strict=True):
+        variable.set_value(new.reshape(old.shape))

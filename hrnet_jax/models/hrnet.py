@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hrnet_jax.models.batch_norm import BatchNorm, average_groups
+from hrnet_jax.models.batch_norm import BatchNorm, running_averages
 from hrnet_jax.models.convolution import conv_general_dilated
 from hrnet_jax.models.sequential import Sequential
 
@@ -96,9 +96,8 @@ class HRNet(nnx.Module):
         """Returns the heatmaps of normalised RGB images, whose height and width must be multiples of 32."""
         if images.shape[1] % 32 or images.shape[2] % 32:
             raise ValueError(f"input height and width must be multiples of 32, got {images.shape[1:3]}")
-        heatmaps = self.head(self.backbone(images))
-        average_groups(self)
-        return heatmaps
+        with running_averages(self):
+            return self.head(self.backbone(images))
 
 
 class Head(nnx.Module):

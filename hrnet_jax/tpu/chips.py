@@ -1,4 +1,4 @@
-"""Published figures of TPU chips."""
+"""Published figures of TPU chips and GPUs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Chip:
       hbm: capacity, GiB.
       bandwidth: HBM bandwidth, GB/s.
       compute: bfloat16 peak, TFLOP/s.
-      ici: bandwidth to other chips, both directions together, GB/s.
-      dimensions: dimensions of the network of chips.
+      ici: bandwidth to other chips (ICI or NVLink), both directions together, GB/s.
+      dimensions: dimensions of the network of chips; 0 for GPUs.
     """
 
     hbm: int
@@ -31,4 +31,38 @@ CHIPS = {
     "v5e": Chip(hbm=16, bandwidth=819, compute=197, ici=400, dimensions=2),
     "v5p": Chip(hbm=95, bandwidth=2765, compute=459, ici=1200, dimensions=3),
     "v6e": Chip(hbm=32, bandwidth=1638, compute=918, ici=800, dimensions=2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A GPU as its compiler needs it.
+
+    Attributes:
+      chip: its published figures.
+      name: as the driver gives it.
+      capability: CUDA's compute capability.
+      cores: streaming multiprocessors.
+      float_units: float32 units per core.
+      clock: GHz.
+      l2: bytes of the L2 cache.
+      shared: bytes of shared memory per core; a block can have 1,024 less.
+    """
+
+    chip: Chip
+    name: str
+    capability: tuple[int, int]
+    cores: int
+    float_units: int
+    clock: float
+    l2: int
+    shared: int
+
+
+# From NVIDIA's data sheets and white papers of the A100, H100 and H200 (SXM), and the CUDA programming guide.
+_H100 = Gpu(Chip(79, 3352, 989, 900, 0), "NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 50 * 2**20, 228 * 2**10)
+GPUS = {
+    "a100": Gpu(Chip(79, 2039, 312, 600, 0), "NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 40 * 2**20, 164 * 2**10),
+    "h100": _H100,
+    "h200": dataclasses.replace(_H100, chip=Chip(141, 4800, 989, 900, 0), name="NVIDIA H200"),
 }

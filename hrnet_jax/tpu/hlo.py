@@ -1,4 +1,4 @@
-"""Finds collective communication in the text of a compiled program."""
+"""Finds collective communication, kernels and their traffic in the text of a compiled program."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Collectives:
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
+# Instructions that run no kernel.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<op>[a-z][\w-]*)\(")
 _COLLECTIVE = re.compile(rf"({_KINDS})(-start|-done)?")
@@ -88,6 +90,55 @@ def collectives(hlo: str, devices: int) -> list[Collectives]:
     run(entry, 1)
     entries = [Collectives(kind, size, counts[kind, size], total[kind, size]) for kind, size in counts]
     return sorted(entries, key=lambda c: (-c.bytes, c.kind, c.devices))
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """Kernels of one kind in one run of a program.
+
+    Attributes:
+      kind: "convolution", "fusion", "copy", ...
+      count: number of launches.
+      small: of these, the ones that move less than 1 MB.
+      bytes: total size of their operands and results in the device's memory.
+    """
+
+    kind: str
+    count: int
+    small: int
+    bytes: int
+
+
+def kernels(hlo: str) -> list[Kernels]:
+    """Counts the kernels of a compiled program without loops, and what they read and write.
+
+    Of a program's argument a kernel may read a part, such as a parameter in the vector of all; at most the size of the
+    kernel's result is counted.
+
+    Args:
+      hlo: the text of the optimised module, `compiled.as_text()`.
+
+    Returns:
+      One entry per kind, largest number of bytes first.
+    """
+    sizes: dict[str, int] = {}
+    arguments: set[str] = set()
+    found: dict[str, list[int]] = defaultdict(list)
+    for line in hlo[hlo.index("\nENTRY") :].splitlines():
+        if not (instruction := _INSTRUCTION.match(line)):
+            continue
+        name, op = instruction["name"], instruction["op"]
+        size = sizes[name] = _shape_bytes(instruction["shape"])
+        if op == "parameter":
+            arguments.add(name)
+        if op in _FREE or op.endswith("-done"):
+            continue
+        operands = line[instruction.end() :].partition(")")[0]
+        read = {operand: sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands)}
+        moved = size + sum(min(other, size) if operand in arguments else other for operand, other in read.items())
+        found["convolution" if "$conv" in line or op == "convolution" else op].append(moved)
+    entries = [Kernels(kind, len(all_), sum(m < 1e6 for m in all_), sum(all_)) for kind, all_ in found.items()]
+    return sorted(entries, key=lambda entry: -entry.bytes)
 
 
 def _group_size(line: str, devices: int) -> int:
