@@ -179,8 +179,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                 run.save(state, step)
                 checkpoints.wait()
                 raise Interrupted(f"stopped at step {step} of {total_steps} and saved; the same command continues")
-    if is_main_host():
-        draw_curves(workdir)
     return read_json_if_intact(folder / "metrics.json", dict) or {}
 
 

@@ -27,8 +27,9 @@ VARIANTS["micro"] = Variant(width=4, stem=4, bottlenecks=1, modules=(1, 0, 0), b
 STAGED = "coco_aic_udp_ema"
 STAGES = {"epochs": 4, "stages.cutout.start": 2, "stages.mild.start": 3, "data.epoch_size": 95}
 
-# Of all runs on several hosts: each starts two processes, which find the programs that others compiled.
-ON_HOSTS = {"log_every": 1, "model.group_size": 4, "optimizer.warmup_steps": 50}
+# Settings of all trainings but those that are about them: their steps are one program, which is compiled once. The
+# warm-up is slow, because Adam's first steps depend on the signs of gradients: at the full rate rounding decides.
+LOCAL = {"data.eval.boxes": "", "model.group_size": 4, "optimizer.warmup_steps": 50}
 
 
 def pipeline_config(root):
@@ -68,15 +69,13 @@ def local_config(shared, name="coco_aic_merge", variant="micro"):
     from hrnet_jax.config import load_config
 
     config = load_config(f"{REPOSITORY}/configs/{name}.py:runlocal")
-    config.model.variant = variant
-    config.data.root = str(shared / "data")
-    config.data.eval.boxes = ""
+    config.update_from_flattened_dict({"data.root": str(shared / "data"), "model.variant": variant, **LOCAL})
     return config
 
 
 def training(shared, workdir, overrides, name="coco_aic_merge"):
     """What follows `python -m` to train as `local_config` says, with overrides of its keys."""
-    overrides = {"data.root": shared / "data", "data.eval.boxes": "", "model.variant": "micro", **overrides}
+    overrides = {"data.root": shared / "data", "model.variant": "micro", **LOCAL, **overrides}
     return [
         *("tests.micro", "hrnet_jax.train", "--config", f"{REPOSITORY}/configs/{name}.py:runlocal"),
         *("--workdir", str(workdir), *(f"--config.{key}={value}" for key, value in overrides.items())),

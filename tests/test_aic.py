@@ -30,13 +30,13 @@ ON_COCO = {
 
 @pytest.fixture
 def evaluator(shared):
-    """f(config file and variants, evaluation set, use_area) -> Evaluator of a tiny network."""
+    """f(config file and variants, evaluation set, use_area) -> Evaluator of a small network."""
 
     def create(spec, evaluated, use_area):
         config = load_config(str(REPOSITORY / "configs" / spec))
         config.data.root = str(shared / "data")
         config.data.eval.update(evaluated)
-        config.model.variant = "tiny"
+        config.model.variant = "micro"
         config.eval.batch_size = 6
         config.eval.use_area = use_area
         config_lib.check(config)

@@ -13,11 +13,11 @@ import pytest
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
 from hrnet_jax.training.lease import Lease
-from tests.helpers import ON_HOSTS, REPOSITORY, local_config, run, training
+from tests.helpers import REPOSITORY, local_config, run, training
 
 
 def arguments(shared, workdir, epochs=2):
-    return training(shared, workdir, {**ON_HOSTS, "epochs": epochs})
+    return training(shared, workdir, {"log_every": 1, "epochs": epochs})
 
 
 def run_hosts(*command, hosts=2, status=0):
@@ -55,7 +55,7 @@ def one_process(shared, tmp_path_factory):
     """A run of three epochs on two devices of one process."""
     workdir = tmp_path_factory.mktemp("one")
     config = local_config(shared)
-    config.update_from_flattened_dict({**ON_HOSTS, "epochs": 3})
+    config.log_every, config.epochs = 1, 3
     train(config, workdir)
     return workdir
 

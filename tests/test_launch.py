@@ -11,7 +11,7 @@ import pytest
 
 from hrnet_jax import launch
 from tests import gcs_server
-from tests.helpers import ON_HOSTS, REPOSITORY
+from tests.helpers import LOCAL, REPOSITORY
 
 PYTHON = "mkdir -p .venv/bin && ln -s {} .venv/bin/python"
 TRAINING = ["--", "--config", "configs/coco.py", "--workdir", "gs://bucket/run"]
@@ -270,10 +270,10 @@ def test_two_hosts_train_through_a_preemption(cloud, source, shared, tmp_path, m
         training = ["--", "--config", "configs/coco_aic_merge.py:runlocal", "--workdir", "gs://bucket/run"]
         overrides = {
             "data.root": shared / "data",
-            "data.eval.boxes": "",
             "epochs": 5,
+            "log_every": 1,
             "model.variant": "micro",
-            **ON_HOSTS,
+            **LOCAL,
         }
         training += [f"--config.{key}={value}" for key, value in overrides.items()]
         assert call("run", source, python, "--poll", "0.5", "--delete", *training, type="v5litepod-16") == 0

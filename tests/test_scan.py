@@ -1,5 +1,7 @@
 """Equal blocks and modules as loops: the same network, the same names."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,19 +17,20 @@ from hrnet_jax.training.step import from_items, make_train_step, new_state, to_i
 from hrnet_jax.weights import checkpoint
 from tests.helpers import local_config
 
-# Two equal blocks per branch and two equal modules in stage 3; stage 1 has a first bottleneck and two equal ones.
-REPEATS = Variant(width=4, stem=4, bottlenecks=3, modules=(0, 2, 0), blocks=2)
+# Two equal blocks per branch and two equal modules in stage 2; stage 1 has a first bottleneck and two equal ones.
+REPEATS = Variant(width=4, stem=4, bottlenecks=3, modules=(2, 0, 0), blocks=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def repeats():
     VARIANTS["repeats"] = REPEATS
+    VARIANTS["loop"] = dataclasses.replace(VARIANTS["micro"], bottlenecks=3)
     yield
-    del VARIANTS["repeats"]
+    del VARIANTS["repeats"], VARIANTS["loop"]
 
 
-def model_config(scan, group_size=4):
-    return {"model": {"variant": "repeats", "group_size": group_size, "scan": scan}, "keypoints": "coco"}
+def model_config(scan, variant="repeats"):
+    return {"model": {"variant": variant, "group_size": 4, "scan": scan}, "keypoints": "coco"}
 
 
 def relative(ours, theirs):
@@ -81,9 +84,9 @@ def test_stacking_and_back_is_exact():
     model = create_model(model_config(scan=True))
     network, (params, stats) = FunctionalModel.of(model), state_dict(model)
     stacked = network.params.arrays(network.params.vector(params))
-    name = "backbone.stage3.0:2.branches.1.0:2.conv1.weight"
+    name = "backbone.stage2.0:2.branches.1.0:2.conv1.weight"
     assert stacked[name].shape == (2, 2, 3, 3, 8, 8)
-    np.testing.assert_array_equal(stacked[name][1, 0], params["backbone.stage3.1.branches.1.0.conv1.weight"])
+    np.testing.assert_array_equal(stacked[name][1, 0], params["backbone.stage2.1.branches.1.0.conv1.weight"])
     assert len(stacked) < 0.55 * len(params)
     assert network.params.kernels == sum(array.size for array in params.values() if array.ndim == 4)
     both = network.stack({**params, **stats})
@@ -143,7 +146,7 @@ def test_gradients_of_the_convolution(size, kernel, stride):
 
 
 def test_a_run_with_loops_saves_canonical_names_and_continues(shared, tmp_path):
-    config = local_config(shared, variant="repeats")
+    config = local_config(shared, variant="loop")
     config.model.scan, config.ema = True, 0.9
     for config.epochs in (1, 2):
         train(config, tmp_path)
@@ -151,7 +154,7 @@ def test_a_run_with_loops_saves_canonical_names_and_continues(shared, tmp_path):
     steps = [record["step"] for record in records if "loss" in record]
     assert steps == sorted(set(steps))
     assert steps[-1] == 12
-    names = state_dict(abstract_model(model_config(scan=False)))
+    names = state_dict(abstract_model(model_config(scan=False, variant="loop")))
     loaded = checkpoint.load(tmp_path)
     aps = {record["step"]: record["eval/AP"] for record in records if "eval/AP" in record}
     best = max(aps, key=lambda step: (aps[step], step))
