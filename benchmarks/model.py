@@ -125,9 +125,11 @@ def gradients(config: ConfigDict) -> tuple[Gradients, float]:
     network = FunctionalModel.of(model)
     step = make_train_step(network, create_codec(config.codec), keep, sources=1)
     batch = jax.tree.map(jnp.asarray, random_batch(config))
-    state, measured = step(new_state(network, *state_dict(model), keep, 0.0), batch)
+    # Compiled: one by one, their hundreds of operations take longer.
+    state = jax.jit(lambda arrays: new_state(network, *arrays, keep, 0.0))(state_dict(model))
+    state, measured = step(state, batch)
     assert bool(measured["finite"]), "the step was skipped: its loss or gradients are not finite"
-    return jax.device_get(network.params.arrays(state.opt_state)), float(measured["loss"])
+    return jax.device_get(jax.jit(network.params.arrays)(state.opt_state)), float(measured["loss"])
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -47,7 +47,7 @@ class Step:
         self.state: Any
         if name == "train":
             optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.params)
-            self.state = new_state(network, params, stats, optimizer, config.ema)
+            self.state = jax.jit(lambda *arrays: new_state(network, *arrays, optimizer, config.ema))(params, stats)
         else:
             self.state = (jax.jit(lambda *arrays: network.stack(fold(*arrays)))(params, stats), {})
         self.state = jax.device_put(self.state, replicated(self.mesh))

@@ -69,7 +69,7 @@ def test_the_torch_model_equals_ours(both, torch, config):
     from hrnet_jax.inference.steps import normalise
 
     crops = images(config)
-    ours, _ = network(params, stats, normalise(jnp.asarray(crops)), train=False)
+    ours, _ = jax.jit(lambda *arrays: network(*arrays, train=False))(params, stats, normalise(jnp.asarray(crops)))
     with torch.no_grad():
         inputs = torch_hrnet.normalise(torch.from_numpy(crops))
         plain = theirs.eval()(inputs).permute(0, 2, 3, 1).numpy()

@@ -37,6 +37,11 @@ def relative(ours, theirs):
     return np.linalg.norm(ours - theirs) / (np.linalg.norm(theirs) + 1e-12)
 
 
+def start(network, optimizer, arrays):
+    """The state before the first step. Compiled: one by one, its hundreds of operations take longer."""
+    return jax.jit(lambda arrays: new_state(network, *arrays, optimizer, 0.9))(arrays)
+
+
 @pytest.fixture(scope="module")
 def steps():
     """The state after three steps, by canonical name, and what the steps measured, for both forms."""
@@ -53,12 +58,12 @@ def steps():
         model = create_model(model_config(scan))
         network, optimizer = FunctionalModel.of(model), optax.adam(1e-4)
         assert any(":" in name for name, _ in network.params.shapes) == scan
-        state = new_state(network, *state_dict(model), optimizer, 0.9)
+        state = start(network, optimizer, state_dict(model))
         step, measured = make_train_step(network, codec, optimizer, 2, ema_decay=0.9), []
         for _ in range(3):
             state, numbers = step(state, batch)
             measured.append(jax.device_get(numbers))
-        results[scan] = jax.device_get(to_items(network, state)), measured
+        results[scan] = jax.device_get(jax.jit(to_items, static_argnums=0)(network, state)), measured
     return results
 
 
@@ -83,7 +88,7 @@ def test_loops_train_like_modules_in_a_row(steps):
 def test_stacking_and_back_is_exact():
     model = create_model(model_config(scan=True))
     network, (params, stats) = FunctionalModel.of(model), state_dict(model)
-    stacked = network.params.arrays(network.params.vector(params))
+    stacked = jax.jit(lambda params: network.params.arrays(network.params.vector(params)))(params)
     name = "backbone.stage2.0:2.branches.1.0:2.conv1.weight"
     assert stacked[name].shape == (2, 2, 3, 3, 8, 8)
     np.testing.assert_array_equal(stacked[name][1, 0], params["backbone.stage2.1.branches.1.0.conv1.weight"])
@@ -97,12 +102,12 @@ def test_stacking_and_back_is_exact():
 def test_a_state_and_a_checkpoints_items_are_the_same():
     model = create_model(model_config(scan=True))
     network, optimizer = FunctionalModel.of(model), optax.adam(lambda step: 1e-4)
-    state = new_state(network, *state_dict(model), optimizer, 0.9)
+    state = start(network, optimizer, state_dict(model))
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), state)
-    items = to_items(network, state)
+    items = jax.jit(to_items, static_argnums=0)(network, state)
     assert items["optimizer"]["state"][0].nu.keys() == items["params"].keys() == state_dict(model)[0].keys()
-    jax.tree.map(np.testing.assert_array_equal, from_items(network, items), state)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(from_items, static_argnums=0)(network, items), state)
 
 
 def test_names_of_w32_are_the_references():
@@ -120,7 +125,7 @@ def test_a_stacked_model_predicts_from_canonical_names_too():
         network, arrays = FunctionalModel.of(model), state_dict(model)
         heatmaps, _ = jax.jit(lambda arrays: network(*arrays, images, train=False))(arrays)  # noqa: B023
         outputs.append(heatmaps)
-        np.testing.assert_allclose(model(images), heatmaps, atol=1e-6)
+        np.testing.assert_allclose(jax.jit(lambda images: model(images))(images), heatmaps, atol=1e-6)  # noqa: B023
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-6)
 
 

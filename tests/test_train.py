@@ -21,7 +21,7 @@ from eval.coco import evaluate_results
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import check_devices, differences, from_json, to_json
 from hrnet_jax.mesh import create_mesh, on_mesh, replicated, shard_batch
-from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model, create_model, initial_arrays, state_dict
 from hrnet_jax.outcomes import Aborted
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
@@ -38,19 +38,32 @@ FIELDS = ("image", "keypoints", "visible", "source")
 EMA = 0.4  # of the first steps, and not of the eighth, it is more than the bound (1 + step) / (10 + step)
 
 
+def parts_of(config):
+    """A config's network, the arrays that it starts with, and its optimizer."""
+    model = abstract_model(config)
+    network = FunctionalModel.of(model)
+    arrays = [initial_arrays(shapes, seed=0) for shapes in state_dict(model)]
+    return network, arrays, create_optimizer(config, learning_rate(config, steps_per_epoch=6), network.params)
+
+
+def start(network, arrays, optimizer, ema_decay, mesh):
+    """The state before the first step, on a mesh, by the trainer's program."""
+    fresh = functools.partial(new_state, network, optimizer=optimizer, ema_decay=ema_decay)
+    return jax.device_put(jax.jit(fresh)(*arrays), replicated(mesh))
+
+
 @pytest.mark.parametrize("group_size", [4, 0])
 def test_two_devices_train_like_one(shared, group_size):
     config = local_config(shared)
     config.model.group_size = group_size
     data = TrainData.load(config, create_codec(config.codec))
     batches = [{name: data.batches(16)[step][name] for name in FIELDS} for step in range(10)]
-    model = create_model(config)
-    network, codec = FunctionalModel.of(model), create_codec(config.codec)
-    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=6), network.params)
+    network, arrays, optimizer = parts_of(config)
+    codec = create_codec(config.codec)
 
     def trace(devices):
         mesh = create_mesh(devices)
-        state = jax.device_put(new_state(network, *state_dict(model), optimizer, 0.0), replicated(mesh))
+        state, stats_of = start(network, arrays, optimizer, 0.0, mesh), jax.jit(network.stats.arrays)
         step = make_train_step(network, codec, optimizer, 2)
         losses, first_stats = [], None
         for batch in batches:
@@ -58,8 +71,8 @@ def test_two_devices_train_like_one(shared, group_size):
             with jax.transfer_guard("disallow"):  # a step moves nothing between host and devices
                 state, measured = step(state, batch)
             losses.append(float(measured["loss"]))
-            first_stats = first_stats or jax.device_get(network.stats.arrays(state.stats))
-        return losses, first_stats, jax.device_get(network.stats.arrays(state.stats))
+            first_stats = first_stats or jax.device_get(stats_of(state.stats))
+        return losses, first_stats, jax.device_get(stats_of(state.stats))
 
     one, two = trace(jax.devices()[:1]), trace(jax.devices())
     assert len(jax.devices()) == 2
@@ -91,7 +104,8 @@ def test_groups_change_the_statistics(shared):
 
 @pytest.mark.parametrize("name", ["coco_aic_merge", "coco_aic_combine"])
 def test_both_sources_are_learnt(shared, tmp_path, name):
-    config = local_config(shared, name)
+    config = local_config(shared, name, variant="tiny")
+    config.model.group_size, config.optimizer.warmup_steps = 0, 10
     config.epochs, config.eval.every_epochs, config.checkpoint.every_epochs = 40, 40, 40
     config.optimizer.learning_rate = 3e-3
     config.optimizer.milestones = (34,)
@@ -352,11 +366,9 @@ def one_step(shared, *, parts=1, ema_decay=0.0, steps=1, devices=None, change=la
     config.model.update(options)
     codec = create_codec(config.codec)
     data = TrainData.load(config, codec)
-    model = create_model(config)
-    network = FunctionalModel.of(model)
-    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=6), network.params)
+    network, arrays, optimizer = parts_of(config)
     mesh = create_mesh(jax.devices()[:devices])
-    state = jax.device_put(new_state(network, *state_dict(model), optimizer, ema_decay), replicated(mesh))
+    state = start(network, arrays, optimizer, ema_decay, mesh)
     step = make_train_step(network, codec, optimizer, 2, parts=parts, devices=mesh.size, ema_decay=ema_decay)
     items_of = jax.jit(functools.partial(to_items, network))
     states, measurements = [jax.device_get(items_of(state))], []
