@@ -31,9 +31,9 @@ for _name, _value in {**SETTINGS, "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_C
 # Tracing creates millions of objects, few of them in cycles: looking for these less often saves a tenth of the time.
 gc.set_threshold(50_000, 20, 20)
 
-# What starts a process, trains, or builds a network. Tests that use one of these are slow.
+# What starts a process (`iterate`: of the loader), trains, or builds a network. Tests that use one of these are slow.
 SLOW = {"subprocess", "multiprocessing", "train", "hrnet_jax.train"}
-SLOW |= {"hrnet_jax.inference.predictor", "create_model", "abstract_model", "Evaluator", "create_mesh", "experiment"}
+SLOW |= {"hrnet_jax.inference.predictor", "create_model", "abstract_model", "Evaluator", "create_mesh", "experiment", "iterate"}
 
 # OpenCV, TensorStore and pycocotools chatter; ours is captured by caplog all the same.
 logging.getLogger("absl").setLevel(logging.WARNING)

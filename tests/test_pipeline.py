@@ -63,9 +63,18 @@ def test_hosts_and_restarts_do_not_change_the_stream(streamed, hosts, per_host, 
     assert_same(dataset[0], stream[first : first + per_host])
 
 
-@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 0), (1, 2), (2, 4)])
-def test_threads_and_workers_do_not_change_the_stream(streamed, threads, workers):
-    config, stream = streamed
+@pytest.mark.parametrize("threads", [1, 4])
+def test_threads_do_not_change_the_stream(streamed, threads):
+    check_stream(*streamed, threads, workers=0)
+
+
+@pytest.mark.parametrize("streamed", ["mixed"], indirect=True)
+@pytest.mark.parametrize(("threads", "workers"), [(1, 2), (2, 4)])
+def test_workers_do_not_change_the_stream(streamed, threads, workers):
+    check_stream(*streamed, threads, workers)
+
+
+def check_stream(config, stream, threads, workers):
     dataset = create_train_dataset({**config, "batch_size": 4}, CROPS, start_step=1)
     batches = iterate(dataset, threads=threads, workers=workers)
     try:
