@@ -32,8 +32,8 @@ for _name, _value in {**SETTINGS, "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_C
 gc.set_threshold(50_000, 20, 20)
 
 # What starts a process (`iterate`: of the loader), trains, or builds a network. Tests that use one of these are slow.
-SLOW = {"subprocess", "multiprocessing", "train", "hrnet_jax.train"}
-SLOW |= {"hrnet_jax.inference.predictor", "create_model", "abstract_model", "Evaluator", "create_mesh", "experiment", "iterate"}
+SLOW = {"subprocess", "multiprocessing", "iterate", "train", "hrnet_jax.train"}
+SLOW |= {"hrnet_jax.inference.predictor", "create_model", "abstract_model", "Evaluator", "create_mesh", "experiment"}
 
 # OpenCV, TensorStore and pycocotools chatter; ours is captured by caplog all the same.
 logging.getLogger("absl").setLevel(logging.WARNING)
