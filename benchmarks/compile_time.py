@@ -52,7 +52,7 @@ def measure(scan: bool, arguments: argparse.Namespace) -> dict[str, Any]:
         "source": np.zeros(batch, np.int32),
     }
 
-    figures: dict[str, Any] = {"arrays": len(network.params.shapes)}
+    figures: dict[str, Any] = {"arrays": len(network.param_layout.shapes)}
     processor, clock = time.process_time(), time.perf_counter()
     traced = step.trace(state, data)
     figures["trace_s"], clock = time.perf_counter() - clock, time.perf_counter()

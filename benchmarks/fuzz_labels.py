@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import fuzz
 from benchmarks import fuzz_inputs as inputs
 from data_pipelines.import_labels import import_labels
-from data_pipelines.labels.choice import Choice
+from data_pipelines.labels.keypoint_choice import Choice
 
 Rng = random.Random
 

@@ -129,7 +129,7 @@ def gradients(config: ConfigDict) -> tuple[Gradients, float]:
     state = jax.jit(lambda arrays: new_state(network, *arrays, keep, 0.0))(state_dict(model))
     state, measured = step(state, batch)
     assert bool(measured["finite"]), "the step was skipped: its loss or gradients are not finite"
-    return jax.device_get(jax.jit(network.params.arrays)(state.opt_state)), float(measured["loss"])
+    return jax.device_get(jax.jit(network.param_layout.arrays)(state.opt_state)), float(measured["loss"])
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from hrnet_jax import aot
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
 from hrnet_jax.models.fold import fold
-from hrnet_jax.training.schedule import create_optimizer, learning_rate
+from hrnet_jax.training.optimizer import create_optimizer, learning_rate
 from hrnet_jax.training.step import new_state
 
 
@@ -46,7 +46,7 @@ class Step:
         params, stats = state_dict(create_model(config))
         self.state: Any
         if name == "train":
-            optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.params)
+            optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.param_layout)
             self.state = jax.jit(lambda *arrays: new_state(network, *arrays, optimizer, config.ema))(params, stats)
         else:
             self.state = (jax.jit(lambda *arrays: network.stack(fold(*arrays)))(params, stats), {})

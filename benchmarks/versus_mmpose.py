@@ -148,13 +148,13 @@ def make_step(task: Task) -> tuple[Any, Any]:
     """The compiled training step and its first state, from the weights of `draw_weights`."""
 
     from hrnet_jax.models import FunctionalModel, create_model, state_dict
-    from hrnet_jax.training.schedule import create_optimizer, learning_rate
+    from hrnet_jax.training.optimizer import create_optimizer, learning_rate
     from hrnet_jax.training.step import make_train_step, new_state
 
     config = configure(task)
     model = create_model(config, config.seed)
     network = FunctionalModel.of(model)
-    optimizer = create_optimizer(config, learning_rate(config, 1), network.params)
+    optimizer = create_optimizer(config, learning_rate(config, 1), network.param_layout)
     step = make_train_step(network, create_codec(config.codec), optimizer, sources=1)
     return step, new_state(network, *state_dict(model), optimizer, 0.0)
 

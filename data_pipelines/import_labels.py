@@ -16,8 +16,8 @@ from data_pipelines import command_line, labels, storage
 from data_pipelines.errors import InputError, listed
 from data_pipelines.keypoints import KEYPOINT_SETS
 from data_pipelines.labels.boxes import BOX_FORMATS, complete
-from data_pipelines.labels.choice import Choice, Chosen, choose
 from data_pipelines.labels.files import ImageFinder, Source, opened
+from data_pipelines.labels.keypoint_choice import Choice, Chosen, choose
 from data_pipelines.labels.match_images import locate
 from data_pipelines.labels.repeats import with_sigmas
 from data_pipelines.labels.write import Result, write

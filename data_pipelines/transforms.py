@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 
 from data_pipelines.keypoints import KeypointSet
 
+# Factors between a box and its view.
 PADDING = 1.25
 HALF_BODY_PADDING = 1.5
 

@@ -52,7 +52,7 @@ from hrnet_jax.mesh import create_mesh, on_mesh, replicated
 from hrnet_jax.models import FunctionalModel, abstract_model, state_dict
 from hrnet_jax.models.fold import fold
 from hrnet_jax.tpu.hlo import collectives, kernels
-from hrnet_jax.training.schedule import create_optimizer, learning_rate
+from hrnet_jax.training.optimizer import create_optimizer, learning_rate
 from hrnet_jax.training.step import make_train_step, new_state
 
 logger = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
         eval_step: Any = make_eval_step(folded, codec, joints.flip_indices, config.eval.flip_test)
         return eval_step.lower(on_mesh(weights, replicated(mesh)), {}, batch["image"])
     # The epoch length is a constant of the schedule and affects neither time nor memory.
-    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.params)
+    optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.param_layout)
     fresh = functools.partial(new_state, network, optimizer=optimizer, ema_decay=config.ema)
     state = jax.eval_shape(fresh, *state_dict(model))
     train_step: Any = make_train_step(

@@ -67,7 +67,7 @@ from hrnet_jax.inference import detectors
 from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.boxes import BoxFile, read_boxes
 from hrnet_jax.inference.people import Finder, Shown, VideoOptions
-from hrnet_jax.inference.pictures import Pictures
+from hrnet_jax.inference.picture_writer import Pictures
 from hrnet_jax.inference.predictor import Person, Predictor, config_errors
 from hrnet_jax.inference.sources import Source
 from hrnet_jax.mesh import log_devices

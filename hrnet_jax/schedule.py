@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hrnet_jax import config as config_lib
-from hrnet_jax.training.schedule import table
+from hrnet_jax.training.optimizer import table
 
 
 def main() -> None:

@@ -47,8 +47,8 @@ from hrnet_jax.training import compilation, metrics
 from hrnet_jax.training.curves import draw_curves
 from hrnet_jax.training.identity import check_experiment, continued, described, trained_on
 from hrnet_jax.training.lease import hold
+from hrnet_jax.training.optimizer import create_optimizer, learning_rate
 from hrnet_jax.training.record import RunRecord
-from hrnet_jax.training.schedule import create_optimizer, learning_rate
 from hrnet_jax.training.step import (
     TrainState,
     from_items,
@@ -115,7 +115,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
         # Optimizer, evaluator.
         schedule = learning_rate(config, steps_per_epoch)
-        optimizer = create_optimizer(config, schedule, network.params)
+        optimizer = create_optimizer(config, schedule, network.param_layout)
         train_step = make_train_step(
             network, codec, optimizer, len(sources), parts=config.accumulate, devices=mesh.size, ema_decay=config.ema
         )

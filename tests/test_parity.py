@@ -23,7 +23,7 @@ from hrnet_jax.convert import load_torch_state_dict
 from hrnet_jax.inference.steps import MEAN, STD, make_eval_step, normalise, to_image
 from hrnet_jax.models import FunctionalModel, abstract_model, state_dict, unstack
 from hrnet_jax.models.fold import fold
-from hrnet_jax.training.schedule import learning_rate
+from hrnet_jax.training.optimizer import learning_rate
 from hrnet_jax.training.step import make_train_step, new_state
 from tests.parity_table import record
 
@@ -152,11 +152,11 @@ def training(golden, w32):
             found["losses"].append(float(measured["loss"]))
             if number == 1:
                 # After one step Adam's first moment is 0.1 times the gradient.
-                gradients = by_name(network.params, state.opt_state[0].mu)
+                gradients = by_name(network.param_layout, state.opt_state[0].mu)
                 found["gradients"] = {name: moment / 0.1 for name, moment in gradients.items()}
-                found["stats"] = by_name(network.stats, state.stats)
+                found["stats"] = by_name(network.stat_layout, state.stats)
             if number == 5:
-                found["params"] = by_name(network.params, state.params)
+                found["params"] = by_name(network.param_layout, state.params)
     return found
 
 

@@ -57,7 +57,7 @@ def steps():
     for scan in (False, True):
         model = create_model(model_config(scan))
         network, optimizer = FunctionalModel.of(model), optax.adam(1e-4)
-        assert any(":" in name for name, _ in network.params.shapes) == scan
+        assert any(":" in name for name, _ in network.param_layout.shapes) == scan
         state = start(network, optimizer, state_dict(model))
         step, measured = make_train_step(network, codec, optimizer, 2, ema_decay=0.9), []
         for _ in range(3):
@@ -88,12 +88,12 @@ def test_loops_train_like_modules_in_a_row(steps):
 def test_stacking_and_back_is_exact():
     model = create_model(model_config(scan=True))
     network, (params, stats) = FunctionalModel.of(model), state_dict(model)
-    stacked = jax.jit(lambda params: network.params.arrays(network.params.vector(params)))(params)
+    stacked = jax.jit(lambda params: network.param_layout.arrays(network.param_layout.vector(params)))(params)
     name = "backbone.stage2.0:2.branches.1.0:2.conv1.weight"
     assert stacked[name].shape == (2, 2, 3, 3, 8, 8)
     np.testing.assert_array_equal(stacked[name][1, 0], params["backbone.stage2.1.branches.1.0.conv1.weight"])
     assert len(stacked) < 0.55 * len(params)
-    assert network.params.kernels == sum(array.size for array in params.values() if array.ndim == 4)
+    assert network.param_layout.kernels == sum(array.size for array in params.values() if array.ndim == 4)
     both = network.stack({**params, **stats})
     jax.tree.map(np.testing.assert_array_equal, {name: both[name] for name in stacked}, stacked)
     jax.tree.map(np.testing.assert_array_equal, unstack(stacked), params)

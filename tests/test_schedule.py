@@ -16,7 +16,7 @@ from data_pipelines.stages import settings_by_epoch
 from hrnet_jax import schedule
 from hrnet_jax.config import check
 from hrnet_jax.models import FunctionalModel, abstract_model
-from hrnet_jax.training.schedule import create_optimizer, learning_rate, table
+from hrnet_jax.training.optimizer import create_optimizer, learning_rate, table
 from tests.helpers import REPOSITORY, crops, logging_as_before, pipeline_config, with_data
 
 STEPS = 7  # per epoch
@@ -57,7 +57,7 @@ def test_a_stage_starts_the_schedule_anew_and_ends_the_one_before():
 
 def test_only_kernels_decay():
     config = recipe(**{"optimizer.weight_decay": 0.1})
-    layout = FunctionalModel.of(abstract_model({"model": {"variant": "micro"}, "keypoints": "coco"})).params
+    layout = FunctionalModel.of(abstract_model({"model": {"variant": "micro"}, "keypoints": "coco"})).param_layout
     optimizer = create_optimizer(config, lambda step: 0.5, layout)
     params = jnp.ones(sum(math.prod(shape) for _, shape in layout.shapes))
     updates, _ = optimizer.update(jnp.zeros_like(params), optimizer.init(params), params)

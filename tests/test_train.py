@@ -26,7 +26,7 @@ from hrnet_jax.outcomes import Aborted
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
 from hrnet_jax.training.identity import check_experiment
-from hrnet_jax.training.schedule import create_optimizer, learning_rate
+from hrnet_jax.training.optimizer import create_optimizer, learning_rate
 from hrnet_jax.training.step import make_train_step, new_state, to_items
 from hrnet_jax.training.stopping import StopRequest
 from hrnet_jax.weights import checkpoint
@@ -43,7 +43,7 @@ def parts_of(config):
     model = abstract_model(config)
     network = FunctionalModel.of(model)
     arrays = [initial_arrays(shapes, seed=0) for shapes in state_dict(model)]
-    return network, arrays, create_optimizer(config, learning_rate(config, steps_per_epoch=6), network.params)
+    return network, arrays, create_optimizer(config, learning_rate(config, steps_per_epoch=6), network.param_layout)
 
 
 def start(network, arrays, optimizer, ema_decay, mesh):
@@ -63,7 +63,7 @@ def test_two_devices_train_like_one(shared, group_size):
 
     def trace(devices):
         mesh = create_mesh(devices)
-        state, stats_of = start(network, arrays, optimizer, 0.0, mesh), jax.jit(network.stats.arrays)
+        state, stats_of = start(network, arrays, optimizer, 0.0, mesh), jax.jit(network.stat_layout.arrays)
         step = make_train_step(network, codec, optimizer, 2)
         losses, first_stats = [], None
         for batch in batches:

@@ -15,7 +15,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.keypoints import COCO
 from hrnet_jax.inference.boxes import read_boxes
 from hrnet_jax.inference.people import VideoOptions
-from hrnet_jax.inference.pictures import Pictures
+from hrnet_jax.inference.picture_writer import Pictures
 from hrnet_jax.inference.smoothing import Smoother
 from hrnet_jax.inference.sources import Source
 from hrnet_jax.inference.tracks import Tracker

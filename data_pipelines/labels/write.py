@@ -17,8 +17,8 @@ from data_pipelines.coco_files import AREA_SHARE, PERSON
 from data_pipelines.errors import InputError, printable
 from data_pipelines.json_files import write_json
 from data_pipelines.labels.boxes import BOX_MARGIN
-from data_pipelines.labels.choice import Chosen
 from data_pipelines.labels.files import IMAGE_SUFFIXES, Source, clean, copied
+from data_pipelines.labels.keypoint_choice import Chosen
 from data_pipelines.labels.sheet import contact_sheet
 from data_pipelines.labels.types import OCCLUDED, VISIBLE, Image, Labels
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-MOMENTUM = 0.9
+MOMENTUM = 0.9  # share of the old statistics; 1 - PyTorch's momentum
 EPSILON = 1e-5
 
 

@@ -81,14 +81,14 @@ class FunctionalModel:
     Attributes:
       graph: the structure.
       variables: path and type of each array.
-      params: the parameters' layout in a vector.
-      stats: that of the batch statistics.
+      param_layout: of the parameters in a vector.
+      stat_layout: of the batch statistics.
     """
 
     graph: nnx.GraphDef
     variables: tuple[tuple[tuple[Any, ...], type], ...]
-    params: Layout
-    stats: Layout
+    param_layout: Layout
+    stat_layout: Layout
 
     @classmethod
     def of(cls, model: nnx.Module) -> FunctionalModel:
@@ -114,8 +114,8 @@ class FunctionalModel:
         # Not model.train(): it also walks attributes for dropout, which HRNet does not have.
         model.set_attributes(use_running_average=not train, raise_if_not_found=False)  # none when folded
         heatmaps = model(images)
-        moved = _flat(nnx.state(model, nnx.BatchStat))
-        return heatmaps, moved if moved.keys() == stats.keys() else unstack(moved)
+        new_stats = _flat(nnx.state(model, nnx.BatchStat))
+        return heatmaps, new_stats if new_stats.keys() == stats.keys() else unstack(new_stats)
 
     def stack(self, arrays: Mapping[str, Any]) -> Arrays:
         """Stacks arrays, given by canonical name, as this model's loops need them; a step then need not do it."""

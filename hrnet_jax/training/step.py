@@ -39,7 +39,7 @@ def new_state(
     ema_decay: float,
 ) -> TrainState:
     """The state before the first step, from arrays by canonical name."""
-    vectors = {"params": network.params.vector(params), "stats": network.stats.vector(stats)}
+    vectors = {"params": network.param_layout.vector(params), "stats": network.stat_layout.vector(stats)}
     opt_state, ema = optimizer.init(vectors["params"]), jax.tree.map(jnp.copy, vectors) if ema_decay else {}
     return TrainState(jnp.int32(0), **vectors, opt_state=opt_state, ema=ema, skipped=jnp.int32(0))
 
@@ -74,23 +74,23 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-        params, stats = network.params.arrays(state.params), network.stats.arrays(state.stats)
+        params, stats = network.param_layout.arrays(state.params), network.stat_layout.arrays(state.stats)
 
         def loss_of(params: Arrays, part: dict[str, Array]) -> tuple[Array, tuple[Arrays, tuple[Array, Array]]]:
             targets, weights = codec.encode(part["keypoints"], part["visible"])
-            heatmaps, moved = network(params, stats, normalise(part["image"]), train=True)
+            heatmaps, new_stats = network(params, stats, normalise(part["image"]), train=True)
             losses = codec.loss(heatmaps, targets, weights)
             first = slice(None, None, codec.maps_per_keypoint)
-            return losses.mean(), (moved, (losses, pck_counts(heatmaps[..., first], targets[..., first], weights)))
+            return losses.mean(), (new_stats, (losses, pck_counts(heatmaps[..., first], targets[..., first], weights)))
 
         def gradients_of(
             part: dict[str, Array],
         ) -> tuple[tuple[Vector, Vector], tuple[Float[Array, " part"], Float[Array, "2 keypoints"]]]:
-            gradients, (moved, measured) = jax.grad(loss_of, has_aux=True)(params, part)
-            return (network.params.vector(gradients), network.stats.vector(moved)), measured
+            gradients, (new_stats, measured) = jax.grad(loss_of, has_aux=True)(params, part)
+            return (network.param_layout.vector(gradients), network.stat_layout.vector(new_stats)), measured
 
         if parts == 1:
-            (gradients, moved), (losses, counts) = gradients_of(batch)
+            (gradients, new_stats), (losses, counts) = gradients_of(batch)
             source = batch["source"]
         else:
             # All parts start from the same statistics, so that the mean over parts is that of the complete batch.
@@ -101,13 +101,13 @@ def make_train_step(
             split = split_evenly(batch, parts, devices)
             zeros = jax.tree.map(jnp.zeros_like, (state.params, state.stats))
             total, (losses, counts) = jax.lax.scan(add, zeros, split)
-            gradients, moved = jax.tree.map(lambda x: x / parts, total)
+            gradients, new_stats = jax.tree.map(lambda x: x / parts, total)
             losses, counts, source = losses.ravel(), counts.sum(0), split["source"].ravel()
 
         loss, gradient_norm = losses.mean(), jnp.linalg.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        vectors, ema = {"params": optax.apply_updates(state.params, updates), "stats": moved}, {}
+        vectors, ema = {"params": optax.apply_updates(state.params, updates), "stats": new_stats}, {}
         if ema_decay:
             keep = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             ema = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, vectors)
@@ -132,8 +132,10 @@ def make_train_step(
 def to_items(network: FunctionalModel, state: TrainState) -> dict[str, Any]:
     """The state as a checkpoint's items, by canonical name; evaluation reads `params` and `stats`, or `ema`."""
 
+    layouts = {"params": network.param_layout, "stats": network.stat_layout}
+
     def named(vectors: dict[str, Vector]) -> dict[str, Arrays]:
-        return {name: unstack(getattr(network, name).arrays(vector)) for name, vector in vectors.items()}
+        return {name: unstack(layouts[name].arrays(vector)) for name, vector in vectors.items()}
 
     # The optimizer has scalars and one value per parameter.
     opt_state = jax.tree.map(lambda a: named({"params": a})["params"] if a.ndim else a, state.opt_state)
@@ -145,12 +147,14 @@ def to_items(network: FunctionalModel, state: TrainState) -> dict[str, Any]:
 def from_items(network: FunctionalModel, items: dict[str, Any]) -> TrainState:
     """The inverse of `to_items`."""
 
+    layouts = {"params": network.param_layout, "stats": network.stat_layout}
+
     def vectors(items: dict[str, Any]) -> dict[str, Vector]:
-        return {name: getattr(network, name).vector(items[name]) for name in ("params", "stats") if name in items}
+        return {name: layout.vector(items[name]) for name, layout in layouts.items() if name in items}
 
     optimizer = items["optimizer"]
     opt_state = jax.tree.map(
-        lambda node: network.params.vector(node) if isinstance(node, dict) else node,
+        lambda node: network.param_layout.vector(node) if isinstance(node, dict) else node,
         optimizer["state"],
         is_leaf=lambda node: isinstance(node, dict),
     )
