@@ -29,7 +29,7 @@ STAGES = {"epochs": 4, "stages.cutout.start": 2, "stages.mild.start": 3, "data.e
 
 # Settings of all trainings but those that are about them: their steps are one program, which is compiled once. The
 # warm-up is slow, because Adam's first steps depend on the signs of gradients: at the full rate rounding decides.
-LOCAL = {"data.eval.boxes": "", "model.group_size": 4, "optimizer.warmup_steps": 50}
+LOCAL = {"log_every": 2, "data.eval.boxes": "", "model.group_size": 4, "optimizer.warmup_steps": 50}
 
 
 def pipeline_config(root):

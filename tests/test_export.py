@@ -175,9 +175,9 @@ def test_facts(folder):
     assert facts["keypoints"]["flip_pairs"][0] == ["left_eye", "right_eye"]
     assert len(facts["keypoints"]["names"]) == len(facts["keypoints"]["colours"]) == 17
     assert facts["made_with"]["jax"] == jax.__version__
-    # How far a rounding error moves a keypoint hangs on the processor; 1e-4 px was seen on one, 6e-4 on another.
-    assert facts["deviation"]["keypoints"] <= 1e-2
     assert facts["deviation"]["scores"] <= 1e-4
+    # No keypoint moves by more than 1e-4 px and ten times what a millionth of the pixels' values moves it, which in flat
+    # maps of a short training is up to a tenth of a pixel.
     assert facts["deviation"]["moved"] == 0
 
 

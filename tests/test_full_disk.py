@@ -231,7 +231,7 @@ def test_export(model, tmp_path, monkeypatch):
     # Compiled and compared once.
     programs, found = export.build(trained.config, "float32"), export.Deviation(0.0, 0.0, 0.0)
     monkeypatch.setattr(export, "build", lambda *unused: programs)
-    monkeypatch.setattr(export, "deviation", lambda *unused: found)
+    monkeypatch.setattr(export, "deviations", lambda *unused: {export.PROGRAM: found})
     errors = list(each_failure(lambda: export.export(trained, output), output, monkeypatch))
     assert {str(error).partition(": ")[0] for error in errors} == {str(output)}
     assert len(errors) == len(list(output.iterdir())) + 1
