@@ -176,8 +176,8 @@ def test_facts(folder):
     assert len(facts["keypoints"]["names"]) == len(facts["keypoints"]["colours"]) == 17
     assert facts["made_with"]["jax"] == jax.__version__
     assert facts["deviation"]["scores"] <= 1e-4
-    # No keypoint moves by more than 1e-4 px and ten times what a millionth of the pixels' values moves it, which in flat
-    # maps of a short training is up to a tenth of a pixel.
+    # No keypoint moves by more than 1e-4 px and ten times what a change of the pixels by a millionth moves it; in flat
+    # maps of a short training that is up to a tenth of a pixel.
     assert facts["deviation"]["moved"] == 0
 
 
