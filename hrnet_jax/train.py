@@ -64,8 +64,6 @@ from hrnet_jax.weights.initial import initial_model, initialised
 
 logger = logging.getLogger(__name__)
 
-_to_items, _weights_to_evaluate = (jax.jit(f, static_argnums=0) for f in (to_items, weights_to_evaluate))
-
 _AT_RANDOM = "at random; the published AP take a backbone trained on ImageNet: --config.init=hrnet_w32-imagenet"
 
 
@@ -128,7 +126,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         abstract = jax.eval_shape(lambda *arrays: to_items(network, fresh(*arrays)), *shapes)
         if restored := checkpoints.restore(on_mesh(abstract, replicated(mesh))):
             items, meta = restored
-            state, progress = jax.jit(functools.partial(from_items, network))(items), meta["progress"]
+            state, progress = from_items(network, items), meta["progress"]
             history = continued(config, data, meta)
             logger.info("continuing at step %d of %d", meta["step"], total_steps)
         else:
@@ -222,11 +220,11 @@ class Run:
         if self.log.pending:
             self.tell(step)
         meta = {**self.meta, "progress": dict(self.meta["progress"]), "config": config_lib.to_json(self.config)}
-        self.checkpoints.save(step, _to_items(self.network, state), meta)
+        self.checkpoints.save(step, to_items(self.network, state), meta)
 
     def evaluate(self, state: TrainState, step: int, stop: StopRequest) -> None:
         """Evaluates a saved state and writes the result, unless the run is stopped in between."""
-        params, stats = _weights_to_evaluate(self.network, state)
+        params, stats = weights_to_evaluate(self.network, state)
         result = self.evaluator(params, stats, lambda: stop.requested)
         if result is None:
             return

@@ -144,8 +144,8 @@ def test_the_benchmark_of_prediction(tmp_path):
 def test_the_benchmark_of_one_device(tmp_path):
     output = tmp_path / "model.json"
     done = run(
-        *("tests.micro", "benchmarks.model", "--variants", "micro", "--sizes", "64x64", "--batches", "4"),
-        *("--steps", "train,eval", "--dtype", "float32", "--steps-each", "1", "--repeats", "2", "--json", output),
+        *("benchmarks.model", "--variants", "tiny", "--sizes", "96x96", "--batches", "4", "--steps", "train,eval"),
+        *("--dtype", "float32", "--steps-each", "1", "--repeats", "2", "--json", output),
     )
     record = json.loads(output.read_text())
     rows = record["rows"]
@@ -157,7 +157,7 @@ def test_the_benchmark_of_one_device(tmp_path):
     train, eval_ = (row["flops"] for row in rows)
     assert 1.2 < train / eval_ < 2  # three passes of one view, one pass of two views
     assert all(record["ceilings"][key] > 1e6 for key in ("copy_bytes_per_second", "matmul_flops_per_second"))
-    assert f"| train | micro 64x64 | 4 | {rows[0]['images_per_second']:.0f} |" in done.stdout
+    assert f"| train | tiny 96x96 | 4 | {rows[0]['images_per_second']:.0f} |" in done.stdout
 
 
 def test_gradients_in_bfloat16_agree_and_those_of_a_faulty_kernel_do_not():

@@ -271,9 +271,9 @@ def test_two_hosts_train_through_a_preemption(cloud, source, shared, tmp_path, m
         overrides = {
             "data.root": shared / "data",
             "epochs": 5,
-            "log_every": 1,
             "model.variant": "micro",
             **LOCAL,
+            "log_every": 1,
         }
         training += [f"--config.{key}={value}" for key, value in overrides.items()]
         assert call("run", source, python, "--poll", "0.5", "--delete", *training, type="v5litepod-16") == 0

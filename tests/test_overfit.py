@@ -9,8 +9,8 @@ import pytest
 
 from data_pipelines.keypoints import COCO
 from eval.coco import evaluate_results
-from eval.drawings import TILE
 from hrnet_jax.codecs import Udp
+from hrnet_jax.inference.drawings import TILE
 from hrnet_jax.inference.evaluator import Evaluator
 from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh

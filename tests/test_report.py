@@ -22,9 +22,9 @@ from data_pipelines.pipeline import EvalData
 from data_pipelines.synthetic import write_dataset
 from eval.breakdown import diagnose
 from eval.coco import evaluate_results
-from eval.drawings import contact_sheet, examples, pair, ranked
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.config import load_config, to_json
+from hrnet_jax.inference.drawings import contact_sheet, examples, pair, ranked
 from hrnet_jax.models import array_shapes
 from hrnet_jax.report import build, report, stored_config
 from hrnet_jax.reporting import page as report_page

@@ -125,7 +125,7 @@ def test_a_stacked_model_predicts_from_canonical_names_too():
         network, arrays = FunctionalModel.of(model), state_dict(model)
         heatmaps, _ = jax.jit(lambda arrays: network(*arrays, images, train=False))(arrays)  # noqa: B023
         outputs.append(heatmaps)
-        np.testing.assert_allclose(jax.jit(lambda images: model(images))(images), heatmaps, atol=1e-6)  # noqa: B023
+        np.testing.assert_allclose(model(images), heatmaps, atol=1e-6)
     np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-6)
 
 

@@ -23,9 +23,9 @@ from data_pipelines.types import Batch
 from eval import coco
 from eval.breakdown import MATCH, compare
 from eval.distances import measure_distances
-from eval.drawings import contact_sheet
 from eval.records import Annotations, Predictions
 from hrnet_jax.codecs import create_codec
+from hrnet_jax.inference.drawings import contact_sheet
 from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.mesh import gather_hosts, host_part, is_main_host, replicated, shard_batch
 from hrnet_jax.models import FunctionalModel, abstract_model

@@ -18,8 +18,8 @@ from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from eval.breakdown import KINDS, MATCH, Breakdown, diagnose
 from eval.distances import NUMBERS, cells_of, describe
-from eval.drawings import JUNK, examples, pair, ranked
 from hrnet_jax.codecs import create_codec
+from hrnet_jax.inference.drawings import JUNK, examples, pair, ranked
 from hrnet_jax.reporting.page import Html, bar, legend, note, picture, table, tag, words
 
 _WORST, _OTHERS = 12, 4  # people drawn: the worst, and of the middle and the best each

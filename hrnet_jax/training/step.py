@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from hrnet_jax.codecs.heatmaps import pck_accuracy, pck_counts
 from hrnet_jax.inference.steps import normalise
 from hrnet_jax.mesh import split_evenly
 from hrnet_jax.models import FunctionalModel, unstack
+from hrnet_jax.models.functional import Layout
 from hrnet_jax.models.names import Arrays
 
 Vector = Float[Array, " _"]  # of parameters or of statistics
@@ -129,13 +131,24 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
+# Compiled once per layout, and so for the parameters, their moments and averages alike.
+@functools.partial(jax.jit, static_argnums=0)
+def _named(layout: Layout, vector: Vector) -> Arrays:
+    return unstack(layout.arrays(vector))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _vector(layout: Layout, arrays: Arrays) -> Vector:
+    return layout.vector(arrays)
+
+
 def to_items(network: FunctionalModel, state: TrainState) -> dict[str, Any]:
     """The state as a checkpoint's items, by canonical name; evaluation reads `params` and `stats`, or `ema`."""
 
     layouts = {"params": network.param_layout, "stats": network.stat_layout}
 
     def named(vectors: dict[str, Vector]) -> dict[str, Arrays]:
-        return {name: unstack(layouts[name].arrays(vector)) for name, vector in vectors.items()}
+        return {name: _named(layouts[name], vector) for name, vector in vectors.items()}
 
     # The optimizer has scalars and one value per parameter.
     opt_state = jax.tree.map(lambda a: named({"params": a})["params"] if a.ndim else a, state.opt_state)
@@ -150,11 +163,11 @@ def from_items(network: FunctionalModel, items: dict[str, Any]) -> TrainState:
     layouts = {"params": network.param_layout, "stats": network.stat_layout}
 
     def vectors(items: dict[str, Any]) -> dict[str, Vector]:
-        return {name: layout.vector(items[name]) for name, layout in layouts.items() if name in items}
+        return {name: _vector(layout, items[name]) for name, layout in layouts.items() if name in items}
 
     optimizer = items["optimizer"]
     opt_state = jax.tree.map(
-        lambda node: network.param_layout.vector(node) if isinstance(node, dict) else node,
+        lambda node: _vector(network.param_layout, node) if isinstance(node, dict) else node,
         optimizer["state"],
         is_leaf=lambda node: isinstance(node, dict),
     )
@@ -169,6 +182,5 @@ def from_items(network: FunctionalModel, items: dict[str, Any]) -> TrainState:
 
 def weights_to_evaluate(network: FunctionalModel, state: TrainState) -> tuple[Arrays, Arrays]:
     """The parameters and statistics to evaluate, by canonical name: the moving averages if there are any."""
-    items = to_items(network, state)
-    items = items.get("ema", items)
-    return items["params"], items["stats"]
+    vectors = state.ema or {"params": state.params, "stats": state.stats}
+    return _named(network.param_layout, vectors["params"]), _named(network.stat_layout, vectors["stats"])
