@@ -21,7 +21,7 @@ BELOW = {
 }
 BELOW["hrnet_jax.weights"] = {*BELOW["hrnet_jax.base"], "hrnet_jax.base"}
 BELOW["hrnet_jax.inference"] = {*BELOW["hrnet_jax.weights"], "hrnet_jax.weights"}
-BELOW["hrnet_jax.reporting"] = BELOW["hrnet_jax.inference"]
+BELOW["hrnet_jax.reporting"] = {*BELOW["hrnet_jax.inference"], "hrnet_jax.inference"}
 BELOW["hrnet_jax.training"] = {*BELOW["hrnet_jax.inference"], "hrnet_jax.inference"}
 BELOW["hrnet_jax"] = set(BELOW)
 # No module of another room imports it while it is imported: it needs an extra.
