@@ -159,10 +159,9 @@ def find_slice(topology: str) -> Slice:
 
 def _find_gpu(name: str) -> Slice:
     try:
-        version = importlib.metadata.version("jax-cuda13-plugin")
+        importlib.metadata.version("jax-cuda13-plugin")
     except importlib.metadata.PackageNotFoundError:
         raise InputError("--topology: the GPU compiler is not installed: pip install 'jax[cuda13]'") from None
-    logger.info("jax-cuda13-plugin %s", version)
     jax.devices()  # registers the plugin
     gpu = GPUS[name]
     description = topologies.get_topology_desc(
@@ -255,7 +254,7 @@ def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[s
     flops, accessed = parts * cost["flops"], parts * cost["bytes accessed"]
     launched = kernels(text) if slice_.name in GPUS else []
     if launched:
-        accessed = parts * sum(entry.bytes for entry in launched)
+        accessed = sum(entry.bytes for entry in launched)
     chip, share = slice_.chip, slice_.share
     moved = collectives(text, slice_.mesh.size)
     # In a ring, each device sends all parts but its own (twice for a sum), over half of the links' bandwidth.

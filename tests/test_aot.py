@@ -161,6 +161,39 @@ ENTRY %main (state: f32[1000000], x: bf16[8,16,16,32]) -> (f32[1000000]) {
     ]
 
 
+def test_kernels_of_a_loop_count_once_per_iteration():
+    """A loop's body is computed three times; what a kernel is made of is no kernel."""
+    text = """
+%inside (p: f32[250000]) -> f32[250000] {
+  %p = f32[250000]{0} parameter(0)
+  ROOT %twice = f32[250000]{0} add(%p, %p)
+}
+
+%body (state: (s32[], f32[250000])) -> (s32[], f32[250000]) {
+  %state = (s32[], f32[250000]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[250000]{0} get-tuple-element(%state), index=1
+  %y = f32[250000]{0} fusion(%x), kind=kLoop, calls=%inside
+  ROOT %next = (s32[], f32[250000]{0}) tuple(%i, %y)
+}
+
+%more (state.1: (s32[], f32[250000])) -> pred[] {
+  %state.1 = (s32[], f32[250000]{0}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}
+
+ENTRY %main (x.1: f32[250000]) -> f32[250000] {
+  %x.1 = f32[250000]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %first = (s32[], f32[250000]{0}) tuple(%zero, %x.1)
+  %loop = (s32[], f32[250000]{0}) while(%first), condition=%more, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %end = f32[250000]{0} get-tuple-element(%loop), index=1
+}
+"""
+    assert kernels(text) == [Kernels("fusion", 3, 0, 3 * 2_000_000)]
+
+
 @pytest.mark.skipif(HAS_CUDA, reason="the GPU compiler is installed")
 def test_the_command_without_the_gpu_compiler_says_what_to_install():
     line = mistake("hrnet_jax.aot", "--config", TINY, "--topology", "h100")

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Collectives:
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
 # Instructions that run no kernel.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id"}
+_FREE |= {"while", "conditional"}
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<op>[a-z][\w-]*)\(")
 _COLLECTIVE = re.compile(rf"({_KINDS})(-start|-done)?")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computations?)=(\{[^}]*\}|%?[\w.-]+)")
+# Of these, the calls of loops and branches, whose instructions are kernels of their own.
+_CONTROL = re.compile(r"(?:body|condition|(?:branch|true|false)_computations?)=(\{[^}]*\}|%?[\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|bf\d+|[a-z]\d+\w*)\[([\d,]*)\]")
 # {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}, where a part of an axis is written 'b':(1)2.
@@ -50,45 +54,23 @@ def collectives(hlo: str, devices: int) -> list[Collectives]:
     Returns:
       One entry per kind and number of devices, largest number of bytes first.
     """
-    found: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
-    calls: dict[str, Counter[str]] = defaultdict(Counter)
-    entry = computation = ""
-    started: dict[str, int] = {}
-    for line in hlo.splitlines():
-        if header := _COMPUTATION.match(line):
-            computation = header["name"]
-            entry = computation if header["entry"] else entry
-        if not (instruction := _INSTRUCTION.match(line)):
-            continue
-        op = instruction["op"]
-        if collective := _COLLECTIVE.fullmatch(op):
-            kind, phase = collective.groups()
-            if phase == "-start":
-                started[instruction["name"]] = _group_size(line, devices)
-            else:
-                # A start's shape includes operands and buffers.
-                size = _group_size(line, devices)
-                if phase == "-done":
-                    size = next((started[name] for name in re.findall(r"[\w.-]+", line) if name in started), devices)
-                found[computation].append((kind, size, _shape_bytes(instruction["shape"])))
-        elif not op.endswith(("-done", "-update")):  # only the start of an asynchronous call is counted
-            trips = int(trips[1]) if op == "while" and (trips := _TRIPS.search(line)) else 1
-            for called in _CALLED.findall(line):
-                for name in re.findall(r"[\w.-]+", called):
-                    calls[computation][name] += trips
-
+    times = _executions(hlo, _CALLED)
     counts: Counter[tuple[str, int]] = Counter()
     total: Counter[tuple[str, int]] = Counter()
-
-    def run(computation: str, times: int) -> None:
-        for kind, size, result in found[computation]:
-            counts[kind, size] += times
-            total[kind, size] += times * result
-        for called, trips in calls[computation].items():
-            run(called, times * trips)
-
-    run(entry, 1)
-    entries = [Collectives(kind, size, counts[kind, size], total[kind, size]) for kind, size in counts]
+    started: dict[str, int] = {}
+    for computation, instruction, line in _instructions(hlo):
+        if not (collective := _COLLECTIVE.fullmatch(instruction["op"])):
+            continue
+        kind, phase = collective.groups()
+        size = _group_size(line, devices)
+        if phase == "-start":  # its shape includes operands and buffers
+            started[instruction["name"]] = size
+            continue
+        if phase == "-done":
+            size = next((started[name] for name in re.findall(r"[\w.-]+", line) if name in started), devices)
+        counts[kind, size] += times[computation]
+        total[kind, size] += times[computation] * _shape_bytes(instruction["shape"])
+    entries = [Collectives(*key, count, total[key]) for key, count in counts.items() if count]
     return sorted(entries, key=lambda c: (-c.bytes, c.kind, c.devices))
 
 
@@ -110,7 +92,7 @@ class Kernels:
 
 
 def kernels(hlo: str) -> list[Kernels]:
-    """Counts the kernels of a compiled program without loops, and what they read and write.
+    """Counts the kernels of a compiled program, those in loops once per iteration, and what they read and write.
 
     Of a program's argument a kernel may read a part, such as a parameter in the vector of all; at most the size of the
     kernel's result is counted.
@@ -121,11 +103,12 @@ def kernels(hlo: str) -> list[Kernels]:
     Returns:
       One entry per kind, largest number of bytes first.
     """
+    times = _executions(hlo, _CONTROL)
     sizes: dict[str, int] = {}
     arguments: set[str] = set()
     found: dict[str, list[int]] = defaultdict(list)
-    for line in hlo[hlo.index("\nENTRY") :].splitlines():
-        if not (instruction := _INSTRUCTION.match(line)):
+    for computation, instruction, line in _instructions(hlo):
+        if not times[computation]:  # the inside of a kernel
             continue
         name, op = instruction["name"], instruction["op"]
         size = sizes[name] = _shape_bytes(instruction["shape"])
@@ -136,9 +119,41 @@ def kernels(hlo: str) -> list[Kernels]:
         operands = line[instruction.end() :].partition(")")[0]
         read = {operand: sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands)}
         moved = size + sum(min(other, size) if operand in arguments else other for operand, other in read.items())
-        found["convolution" if "$conv" in line or op == "convolution" else op].append(moved)
+        found["convolution" if "$conv" in line or op == "convolution" else op] += [moved] * times[computation]
     entries = [Kernels(kind, len(all_), sum(m < 1e6 for m in all_), sum(all_)) for kind, all_ in found.items()]
     return sorted(entries, key=lambda entry: -entry.bytes)
+
+
+def _instructions(hlo: str) -> Iterator[tuple[str, re.Match[str], str]]:
+    """The computation, the parts and the line of each instruction."""
+    computation = ""
+    for line in hlo.splitlines():
+        if header := _COMPUTATION.match(line):
+            computation = header["name"]
+        if instruction := _INSTRUCTION.match(line):
+            yield computation, instruction, line
+
+
+def _executions(hlo: str, called: re.Pattern[str]) -> Counter[str]:
+    """How often each computation is run, by the calls that a pattern finds; a loop's body once per iteration."""
+    calls: dict[str, Counter[str]] = defaultdict(Counter)
+    for computation, instruction, line in _instructions(hlo):
+        op = instruction["op"]
+        if op.endswith(("-done", "-update")) or _COLLECTIVE.fullmatch(op):
+            continue  # only the start of an asynchronous call is counted
+        trips = int(trips[1]) if op == "while" and (trips := _TRIPS.search(line)) else 1
+        for names in called.findall(line):
+            for name in re.findall(r"[\w.-]+", names):
+                calls[computation][name] += trips
+    times: Counter[str] = Counter()
+
+    def run(computation: str, count: int) -> None:
+        times[computation] += count
+        for name, trips in calls[computation].items():
+            run(name, count * trips)
+
+    run(next(header["name"] for header in map(_COMPUTATION.match, hlo.splitlines()) if header and header["entry"]), 1)
+    return times
 
 
 def _group_size(line: str, devices: int) -> int:
