@@ -30,7 +30,7 @@ from data_pipelines.mix import mix_weights
 from data_pipelines.pixels import augment_pixels
 from data_pipelines.prepared import load_prepared
 from data_pipelines.processes import become_worker, starting_workers
-from data_pipelines.stages import settings_by_epoch
+from data_pipelines.stages import at, settings_by_epoch
 from data_pipelines.transforms import Augmentation, View
 from data_pipelines.types import Batch, Config, Crops
 
@@ -88,17 +88,22 @@ class TrainData:
         if not sources:
             raise InputError("config.data.train names no source")
         weights, epoch_size = mix_weights(data, [source.name for source in sources])
-        samples_per_epoch = -(-(epoch_size or sum(map(len, sources))) // batch_size) * batch_size
+        target, seed = keypoint_set(config["keypoints"]), config["seed"]
+        data = cls(tuple(sources), crops.input_size, target, crops.warp, (), seed, weights, epoch_size)
+        samples_per_epoch = data.steps_per_epoch(batch_size) * batch_size
         augmentations = tuple(
             (epoch * samples_per_epoch, Augmentation(**settings))
             for epoch, settings in settings_by_epoch(config, "augment")
         )
-        target, seed = keypoint_set(config["keypoints"]), config["seed"]
-        return cls(tuple(sources), crops.input_size, target, crops.warp, augmentations, seed, weights, epoch_size)
+        return dataclasses.replace(data, augmentations=augmentations)
 
     def __len__(self) -> int:
         """Samples per epoch."""
         return self.epoch_size or self._people
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Steps per epoch; the last batch of an epoch is filled from the next one."""
+        return -(-len(self) // batch_size)
 
     def order(self) -> grain.MapDataset:
         """The person of each global index, endless.
@@ -156,7 +161,7 @@ class TrainData:
 
     def augmentation(self, index: int) -> Augmentation:
         """The augmentation of sample `index`."""
-        return next(settings for start, settings in reversed(self.augmentations) if index >= start)
+        return at(self.augmentations, index)
 
     def _locate(self, row: int) -> tuple[int, Instances, int]:
         for number, source in enumerate(self.sources):

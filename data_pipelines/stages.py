@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from data_pipelines.errors import InputError
 from data_pipelines.types import Config
+
+T = TypeVar("T")
 
 
 def settings_by_epoch(config: Config, section: str) -> list[tuple[int, dict[str, Any]]]:
@@ -30,3 +33,8 @@ def settings_by_epoch(config: Config, section: str) -> list[tuple[int, dict[str,
         if changes := {key: value for key, value in stage.get(section, {}).items() if value is not None}:
             found.append((start, {**found[-1][1], **changes}))
     return found
+
+
+def at(settings: Sequence[tuple[int, T]], place: int) -> T:
+    """Of settings that hold from an epoch, or a sample, on, those at a place."""
+    return next(each for start, each in reversed(settings) if place >= start)

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from data_pipelines.stages import settings_by_epoch
+from data_pipelines.stages import at, settings_by_epoch
 from data_pipelines.types import Config
 from hrnet_jax.models.functional import Layout
 
@@ -84,7 +84,7 @@ def table(config: ConfigDict, steps_per_epoch: int) -> list[tuple[str, ...]]:
     stages = settings_by_epoch(config, "augment")
     rows: list[tuple[int, int, tuple[str, ...]]] = []
     for epoch, (first, last) in enumerate(rates.reshape(-1, 2)):
-        settings = next(settings for start, settings in reversed(stages) if epoch >= start)
+        settings = at(stages, epoch)
         changes = [f"{key} {value:g}" for key, value in settings.items() if value != stages[0][1][key]]
         values = (f"{first:.2e}", f"{last:.2e}", ", ".join(changes) or "as in data.augment")
         if rows and rows[-1][2] == values:
