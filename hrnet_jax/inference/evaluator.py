@@ -21,7 +21,7 @@ from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import EvalData
 from data_pipelines.types import Batch
 from eval import coco
-from eval.breakdown import MATCH, compare
+from eval.breakdown import MATCH, Breakdown, compare
 from eval.distances import measure_distances
 from eval.records import Annotations, Predictions
 from hrnet_jax.codecs import create_codec
@@ -70,6 +70,7 @@ class Evaluator:
         self.fold = jax.jit(lambda params, stats: network.stack(fold(params, stats)))
         self.round_trip = jax.jit(lambda points, visible: self.codec.decode(self.codec.encode(points, visible)[0]))
         self._codec_AP: float | None = None
+        self._compared: tuple[Predictions, Breakdown] | None = None
         # The annotated keypoints among those of the network.
         self.order = [self.joints.index(name) for name in self.labels.names]
 
@@ -145,6 +146,12 @@ class Evaluator:
             "use_area": e.use_area,
         }
 
+    def breakdown(self, predictions: Predictions) -> Breakdown:
+        """Predictions beside the annotations; kept for the next call with the same ones."""
+        if self._compared is None or self._compared[0] is not predictions:
+            self._compared = predictions, compare(self.truth, predictions, self.labels)
+        return self._compared[1]
+
     def _measure(self, predictions: Predictions) -> tuple[dict[str, float], Predictions]:
         """The ten numbers, and the predictions that remain after suppression, with their final scores."""
         e = self.config.eval
@@ -198,7 +205,7 @@ class Evaluator:
     def _distances(self, predictions: Predictions, kept: Predictions) -> dict[str, Any]:
         """The section `distances` of metrics.json, see `eval.distances`."""
         if self._annotation is None:
-            matches = compare(self.truth, kept, self.labels)
+            matches = self.breakdown(kept)
             people, matching = matches.people, f"by score to the person of the highest OKS, at least {MATCH:g}"
             found = np.where(matches.matched[:, None, None], matches.found, np.nan)
         else:
@@ -222,5 +229,4 @@ def write(output: str | os.PathLike, metrics: dict[str, Any], predictions: Predi
     folder = epath.Path(output)
     write_json(folder / "metrics.json", metrics)
     coco.write_results(folder / "keypoints.json", predictions.to_results())
-    breakdown = compare(evaluator.truth, predictions, evaluator.labels)
-    contact_sheet(folder / "predictions.png", breakdown, evaluator.data.instances)
+    contact_sheet(folder / "predictions.png", evaluator.breakdown(predictions), evaluator.data.instances)

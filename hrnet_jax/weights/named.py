@@ -37,8 +37,7 @@ def config_of(path: str | os.PathLike) -> ConfigDict:
 
     Raises InputError if that leaves the config open, or if the file cannot be read.
     """
-    weights = _recognised(path)
-    return config_lib.load_config(weights.config_spec if weights else _by_architecture(path))
+    return _config(path, _recognised(path))
 
 
 def file_of(path: str | os.PathLike) -> pathlib.Path:
@@ -50,7 +49,7 @@ def file_of(path: str | os.PathLike) -> pathlib.Path:
 def load(path: str | os.PathLike) -> Model:
     """Loads a published model or a PyTorch file, with or without a head. Raises InputError if that is impossible."""
     weights = _recognised(path)
-    config = config_lib.load_config(weights.config_spec if weights else _by_architecture(path))
+    config = _config(path, weights)
     file = file_of(path)
     model = Model.of(config, torch_models.read_arrays(file, config), file.name)
     if weights is None or not weights.results:
@@ -76,6 +75,10 @@ def _recognised(path: str | os.PathLike) -> Weights | None:
     if weights := published.identify(path):
         logger.info("%s: is %s; config %s", path, weights.model, weights.config)
     return weights
+
+
+def _config(path: str | os.PathLike, weights: Weights | None) -> ConfigDict:
+    return config_lib.load_config(weights.config_spec if weights else _by_architecture(path))
 
 
 def _by_architecture(path: str | os.PathLike) -> str:
