@@ -31,9 +31,9 @@ from etils import epath
 
 from hrnet_jax.config import from_json
 from hrnet_jax.mesh import create_mesh, on_mesh, replicated
-from hrnet_jax.models import FunctionalModel, abstract_model, state_dict
+from hrnet_jax.models import FunctionalModel, abstract_model
 from hrnet_jax.training import metrics
-from hrnet_jax.training.step import new_state, to_items
+from hrnet_jax.training.step import abstract_items
 from hrnet_jax.weights import checkpoint
 
 EVALUATED = 4  # epochs from one evaluation to the next
@@ -155,11 +155,8 @@ def kill_once(
 def final_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], int]:
     """All arrays of the newest checkpoint by path, and its step."""
     config = from_json(workdir / "config.json")
-    model = abstract_model(config)
-    network, optimizer = FunctionalModel.of(model), optax.adam(lambda step: 1e-3)
-    abstract = jax.eval_shape(
-        lambda *arrays: to_items(network, new_state(network, *arrays, optimizer, config.ema)), *state_dict(model)
-    )
+    network = FunctionalModel.of(abstract_model(config))
+    abstract = abstract_items(network, optax.adam(lambda step: 1e-3), config.ema)
     newest = epath.Path(workdir) / "checkpoints" / str(checkpoint.steps(workdir / "checkpoints")[-1])
     assert checkpoint.damage(newest) is None
     items, meta = checkpoint.restore(newest, on_mesh(abstract, replicated(create_mesh(jax.devices()[:1]))))

@@ -51,6 +51,7 @@ from hrnet_jax.training.optimizer import create_optimizer, learning_rate
 from hrnet_jax.training.record import RunRecord
 from hrnet_jax.training.step import (
     TrainState,
+    abstract_items,
     from_items,
     make_train_step,
     new_state,
@@ -105,7 +106,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         # Data and the numbers that follow from its size.
         codec = create_codec(config.codec)
         data = TrainData.load(config, codec)
-        steps_per_epoch = -(-len(data) // config.batch_size)
+        steps_per_epoch = data.steps_per_epoch(config.batch_size)
         total_steps = config.epochs * steps_per_epoch
         sources = [source.name for source in data.sources]
         people = ", ".join(f"{source.name}: {len(source)} people" for source in data.sources)
@@ -123,7 +124,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         kept = checkpoint.Checkpoints(folder / checkpoint.FOLDER, config.checkpoint.keep, config.best)
         checkpoints = stack.enter_context(kept)
         fresh = functools.partial(new_state, network, optimizer=optimizer, ema_decay=config.ema)
-        abstract = jax.eval_shape(lambda *arrays: to_items(network, fresh(*arrays)), *shapes)
+        abstract = abstract_items(network, optimizer, config.ema)
         if restored := checkpoints.restore(on_mesh(abstract, replicated(mesh))):
             items, meta = restored
             state, progress = from_items(network, items), meta["progress"]

@@ -27,7 +27,7 @@ from hrnet_jax.train import train
 from hrnet_jax.training import metrics
 from hrnet_jax.training.identity import check_experiment
 from hrnet_jax.training.optimizer import create_optimizer, learning_rate
-from hrnet_jax.training.step import make_train_step, new_state, to_items
+from hrnet_jax.training.step import abstract_items, make_train_step, new_state, to_items
 from hrnet_jax.training.stopping import StopRequest
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.checkpoint import Checkpoints
@@ -130,11 +130,8 @@ def test_both_sources_are_learnt(shared, tmp_path, name):
 def state_of(workdir):
     """All arrays of the newest checkpoint and its meta."""
     config = from_json(pathlib.Path(workdir) / "config.json")
-    model = abstract_model(config)
-    network, optimizer = FunctionalModel.of(model), optax.adam(lambda step: 1e-3)
-    abstract = jax.eval_shape(
-        lambda *arrays: to_items(network, new_state(network, *arrays, optimizer, config.ema)), *state_dict(model)
-    )
+    network = FunctionalModel.of(abstract_model(config))
+    abstract = abstract_items(network, optax.adam(lambda step: 1e-3), config.ema)
     abstract = on_mesh(abstract, replicated(create_mesh(jax.devices()[:1])))
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", keep=2) as checkpoints:
         restored, meta = checkpoints.restore(abstract)

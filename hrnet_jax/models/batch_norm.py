@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+
+from hrnet_jax.models.names import split
 
 MOMENTUM = 0.9  # share of the old statistics; 1 - PyTorch's momentum
 EPSILON = 1e-5
@@ -144,6 +145,5 @@ def running_averages(model: nnx.Module) -> Iterator[None]:
     groups = [jnp.moveaxis(variable[...], -2, 0) for variable in variables]
     mean = jnp.concatenate([values.reshape(len(values), -1) for values in groups], axis=1).mean(0)
     running = MOMENTUM * jnp.concatenate([old.ravel() for old in before]) + (1 - MOMENTUM) * mean
-    ends = np.cumsum([old.size for old in before])[:-1].tolist()
-    for variable, old, new in zip(variables, before, jnp.split(running, ends), strict=True):
-        variable.set_value(new.reshape(old.shape))
+    for variable, new in zip(variables, split(running, [old.shape for old in before]), strict=True):
+        variable.set_value(new)

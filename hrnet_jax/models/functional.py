@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from data_pipelines.errors import listed
-from hrnet_jax.models.names import Arrays, mismatches, name_of, stacked_array, unstack
+from hrnet_jax.models.names import Arrays, mismatches, name_of, split, stacked_array, unstack
 
 
 def state_dict(model: nnx.Module) -> tuple[Arrays, Arrays]:
@@ -66,9 +65,8 @@ class Layout:
 
     def arrays(self, vector: Float[Array, " values"]) -> Arrays:
         """The inverse of `vector`, by the layout's names."""
-        ends = np.cumsum([math.prod(shape) for _, shape in self.shapes])[:-1].tolist()
-        parts = jnp.split(vector, ends)
-        return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes, parts, strict=True)}
+        names, shapes = zip(*self.shapes, strict=True)
+        return dict(zip(names, split(vector, shapes), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +114,11 @@ class FunctionalModel:
         heatmaps = model(images)
         new_stats = _flat(nnx.state(model, nnx.BatchStat))
         return heatmaps, new_stats if new_stats.keys() == stats.keys() else unstack(new_stats)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Both layouts, by the names of a state's vectors."""
+        return {"params": self.param_layout, "stats": self.stat_layout}
 
     def stack(self, arrays: Mapping[str, Any]) -> Arrays:
         """Stacks arrays, given by canonical name, as this model's loops need them; a step then need not do it."""

@@ -12,8 +12,9 @@ holds `backbone.stage3.0.conv1.weight` to `backbone.stage3.3.conv1.weight` along
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +54,12 @@ def unstack(arrays: Arrays) -> Arrays:
         else:
             result[name] = value
     return result
+
+
+def split(vector: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
+    """The arrays of these shapes that lie one after the other in a vector."""
+    ends = list(itertools.accumulate(map(math.prod, shapes)))
+    return [part.reshape(shape) for part, shape in zip(jnp.split(vector, ends[:-1]), shapes, strict=True)]
 
 
 def name_of(path: tuple[Any, ...]) -> str:

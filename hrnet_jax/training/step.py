@@ -41,7 +41,8 @@ def new_state(
     ema_decay: float,
 ) -> TrainState:
     """The state before the first step, from arrays by canonical name."""
-    vectors = {"params": network.param_layout.vector(params), "stats": network.stat_layout.vector(stats)}
+    arrays = {"params": params, "stats": stats}
+    vectors = {name: layout.vector(arrays[name]) for name, layout in network.layouts.items()}
     opt_state, ema = optimizer.init(vectors["params"]), jax.tree.map(jnp.copy, vectors) if ema_decay else {}
     return TrainState(jnp.int32(0), **vectors, opt_state=opt_state, ema=ema, skipped=jnp.int32(0))
 
@@ -142,29 +143,25 @@ def _vector(layout: Layout, arrays: Arrays) -> Vector:
     return layout.vector(arrays)
 
 
+def _arrays(network: FunctionalModel, vectors: dict[str, Vector]) -> dict[str, Arrays]:
+    return {name: _named(network.layouts[name], vector) for name, vector in vectors.items()}
+
+
+def _vectors(network: FunctionalModel, items: dict[str, Any]) -> dict[str, Vector]:
+    return {name: _vector(layout, items[name]) for name, layout in network.layouts.items() if name in items}
+
+
 def to_items(network: FunctionalModel, state: TrainState) -> dict[str, Any]:
     """The state as a checkpoint's items, by canonical name; evaluation reads `params` and `stats`, or `ema`."""
-
-    layouts = {"params": network.param_layout, "stats": network.stat_layout}
-
-    def named(vectors: dict[str, Vector]) -> dict[str, Arrays]:
-        return {name: _named(layouts[name], vector) for name, vector in vectors.items()}
-
     # The optimizer has scalars and one value per parameter.
-    opt_state = jax.tree.map(lambda a: named({"params": a})["params"] if a.ndim else a, state.opt_state)
+    opt_state = jax.tree.map(lambda a: _named(network.param_layout, a) if a.ndim else a, state.opt_state)
     optimizer = {"step": state.step, "skipped": state.skipped, "state": opt_state}
-    items = {**named({"params": state.params, "stats": state.stats}), "optimizer": optimizer}
-    return {**items, "ema": named(state.ema)} if state.ema else items
+    items = {**_arrays(network, {"params": state.params, "stats": state.stats}), "optimizer": optimizer}
+    return {**items, "ema": _arrays(network, state.ema)} if state.ema else items
 
 
 def from_items(network: FunctionalModel, items: dict[str, Any]) -> TrainState:
     """The inverse of `to_items`."""
-
-    layouts = {"params": network.param_layout, "stats": network.stat_layout}
-
-    def vectors(items: dict[str, Any]) -> dict[str, Vector]:
-        return {name: _vector(layout, items[name]) for name, layout in layouts.items() if name in items}
-
     optimizer = items["optimizer"]
     opt_state = jax.tree.map(
         lambda node: _vector(network.param_layout, node) if isinstance(node, dict) else node,
@@ -173,14 +170,26 @@ def from_items(network: FunctionalModel, items: dict[str, Any]) -> TrainState:
     )
     return TrainState(
         optimizer["step"],
-        **vectors(items),
+        **_vectors(network, items),
         opt_state=opt_state,
-        ema=vectors(items.get("ema", {})),
+        ema=_vectors(network, items.get("ema", {})),
         skipped=optimizer["skipped"],
     )
 
 
+def abstract_items(
+    network: FunctionalModel, optimizer: optax.GradientTransformation, ema_decay: float
+) -> dict[str, Any]:
+    """The shapes of a checkpoint's items."""
+    shapes = (
+        {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in layout.shapes}
+        for layout in network.layouts.values()
+    )
+    fresh = functools.partial(new_state, network, optimizer=optimizer, ema_decay=ema_decay)
+    return jax.eval_shape(lambda *arrays: to_items(network, fresh(*arrays)), *shapes)
+
+
 def weights_to_evaluate(network: FunctionalModel, state: TrainState) -> tuple[Arrays, Arrays]:
     """The parameters and statistics to evaluate, by canonical name: the moving averages if there are any."""
-    vectors = state.ema or {"params": state.params, "stats": state.stats}
-    return _named(network.param_layout, vectors["params"]), _named(network.stat_layout, vectors["stats"])
+    items = _arrays(network, state.ema or {"params": state.params, "stats": state.stats})
+    return items["params"], items["stats"]
