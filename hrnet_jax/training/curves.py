@@ -14,10 +14,8 @@ from hrnet_jax.training import metrics
 def draw_curves(workdir: str | os.PathLike) -> None:
     """Plots a run's loss (per source, if there are several), training accuracy and AP by step into its `curves.png`."""
     records = list(metrics.read(workdir))
-    figure = Figure(figsize=(10, 4))
-    # Not layout="constrained", which draws everything twice.
-    edges = {"left": 0.08, "right": 0.98, "bottom": 0.13, "top": 0.92, "wspace": 0.15}
-    loss_axis, ap_axis = figure.subplots(1, 2, gridspec_kw=edges)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axis, ap_axis = figure.subplots(1, 2)
     for name in dict.fromkeys(key for record in records for key in record if key == "loss" or key.startswith("loss/")):
         steps, values = zip(*((r["step"], r[name]) for r in records if name in r), strict=True)
         loss_axis.plot(steps, values, label=name, linewidth=1)
