@@ -78,8 +78,11 @@ class RunRecord:
         logging.getLogger().removeHandler(self._log)
         self._log.close()
         self.facts |= {"end": _now(), "outcome": outcome}
-        with contextlib.suppress(InputError):  # a full disk: the error that ends the run reports it
+        try:
             self.write()
+        except InputError:
+            if error is None:  # otherwise the error that ends the run is the one to report
+                raise
 
 
 def read_starts(workdir: str | os.PathLike) -> list[dict[str, Any]]:
