@@ -15,7 +15,7 @@ from data_pipelines.keypoints import keypoint_set
 from hrnet_jax import aot
 from hrnet_jax.mesh import create_mesh, replicated, shard_batch
 from hrnet_jax.models import FunctionalModel, abstract_model, create_model, state_dict
-from hrnet_jax.models.fold import fold
+from hrnet_jax.models.fold import make_fold
 from hrnet_jax.training.optimizer import create_optimizer, learning_rate
 from hrnet_jax.training.step import new_state
 
@@ -43,14 +43,14 @@ class Step:
     def __init__(self, name: str, config: ConfigDict):
         self.name, self.mesh = name, create_mesh(1)
         network = FunctionalModel.of(abstract_model(config, folded=name == "eval"))
-        params, stats = state_dict(create_model(config))
+        everywhere = replicated(self.mesh)
+        params, stats = jax.device_put(state_dict(create_model(config)), everywhere)
         self.state: Any
         if name == "train":
             optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.param_layout)
             self.state = jax.jit(lambda *arrays: new_state(network, *arrays, optimizer, config.ema))(params, stats)
         else:
-            self.state = (jax.jit(lambda *arrays: network.stack(fold(*arrays)))(params, stats), {})
-        self.state = jax.device_put(self.state, replicated(self.mesh))
+            self.state = (make_fold(network, config.model.dtype, everywhere)(params, stats), {})
         self.batch = shard_batch(random_batch(config), self.mesh)
         started = time.perf_counter()
         self.lowered = aot.lower(name, config, self.mesh)

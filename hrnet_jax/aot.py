@@ -50,7 +50,7 @@ from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, on_mesh, replicated
 from hrnet_jax.models import FunctionalModel, abstract_model, state_dict
-from hrnet_jax.models.fold import fold
+from hrnet_jax.models.fold import abstract_weights
 from hrnet_jax.tpu.hlo import collectives, kernels
 from hrnet_jax.training.optimizer import create_optimizer, learning_rate
 from hrnet_jax.training.step import make_train_step, new_state
@@ -210,9 +210,9 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     batch = on_mesh(batch, split)
     if step == "eval":
         folded = FunctionalModel.of(abstract_model(config, folded=True))
-        weights = jax.eval_shape(lambda params, stats: folded.stack(fold(params, stats)), *state_dict(model))
+        weights = abstract_weights(folded, config.model.dtype, replicated(mesh))
         eval_step: Any = make_eval_step(folded, codec, joints.flip_indices, config.eval.flip_test)
-        return eval_step.lower(on_mesh(weights, replicated(mesh)), {}, batch["image"])
+        return eval_step.lower(weights, {}, batch["image"])
     # The epoch length is a constant of the schedule and affects neither time nor memory.
     optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.param_layout)
     fresh = functools.partial(new_state, network, optimizer=optimizer, ema_decay=config.ema)

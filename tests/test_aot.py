@@ -209,6 +209,9 @@ def test_a_gpu(tmp_path):
     counts = [{entry["kind"]: entry["count"] for entry in step["kernels"]} for step in (train, evaluation)]
     # Forward and two gradients; the first convolution has none of its input.
     assert 2.5 < counts[0]["convolution"] / counts[1]["convolution"] < 3
+    # Weights come in the type and layout of the convolutions: no kernel converts one.
+    others = sum(count for kind, count in counts[1].items() if kind != "convolution")
+    assert others < 0.5 * counts[1]["convolution"]
     assert "kernels; of these, moving less than 1 MB" in done.stdout
 
 

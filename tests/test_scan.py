@@ -9,8 +9,10 @@ import optax
 import pytest
 
 from hrnet_jax.codecs import create_codec
+from hrnet_jax.mesh import create_mesh, replicated
 from hrnet_jax.models import VARIANTS, FunctionalModel, Variant, abstract_model, create_model, state_dict, unstack
 from hrnet_jax.models.convolution import conv_general_dilated
+from hrnet_jax.models.fold import abstract_weights, fold, make_fold
 from hrnet_jax.train import train
 from hrnet_jax.training import metrics
 from hrnet_jax.training.step import from_items, make_train_step, new_state, to_items
@@ -166,3 +168,22 @@ def test_a_run_with_loops_saves_canonical_names_and_continues(shared, tmp_path):
     assert loaded.origin.startswith(f"{tmp_path}, step {best}, moving averages")
     assert loaded.params.keys() == names[0].keys()
     assert loaded.stats.keys() == names[1].keys()
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_weights_in_the_compute_type_give_the_same_bits(scan):
+    """As the step without them, which converts float32 weights to its compute type itself."""
+    config, everywhere = model_config(scan), replicated(create_mesh(1))
+    config["model"]["dtype"] = "bfloat16"
+    network = FunctionalModel.of(abstract_model(config, folded=True))
+    arrays = jax.device_put(state_dict(create_model(config)), everywhere)
+    weights = make_fold(network, "bfloat16", everywhere)(*arrays)
+    promised = abstract_weights(network, "bfloat16", everywhere)
+    assert {name: (w.shape, w.dtype, w.sharding) for name, w in weights.items()} == {
+        name: (w.shape, jnp.bfloat16, everywhere) for name, w in promised.items()
+    }
+    forward = jax.jit(lambda weights, images: network(weights, {}, images, train=False)[0])
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    plain = jax.jit(lambda params, stats: network.stack(fold(params, stats)))(*arrays)
+    assert plain["backbone.conv1.weight"].dtype == np.float32
+    np.testing.assert_array_equal(forward(weights, images), forward(plain, images))

@@ -29,7 +29,7 @@ from hrnet_jax.inference.drawings import contact_sheet
 from hrnet_jax.inference.steps import make_eval_step, to_image
 from hrnet_jax.mesh import gather_hosts, host_part, is_main_host, replicated, shard_batch
 from hrnet_jax.models import FunctionalModel, abstract_model
-from hrnet_jax.models.fold import fold
+from hrnet_jax.models.fold import make_fold
 from hrnet_jax.models.names import Arrays
 
 
@@ -67,7 +67,7 @@ class Evaluator:
             )
         network = FunctionalModel.of(abstract_model(config, folded=True))
         self.step = make_eval_step(network, self.codec, self.joints.flip_indices, config.eval.flip_test)
-        self.fold = jax.jit(lambda params, stats: network.stack(fold(params, stats)))
+        self.fold = make_fold(network, config.model.dtype, replicated(mesh))
         self.round_trip = jax.jit(lambda points, visible: self.codec.decode(self.codec.encode(points, visible)[0]))
         self._codec_AP: float | None = None
         self._compared: tuple[Predictions, Breakdown] | None = None

@@ -39,7 +39,7 @@ from hrnet_jax.inference.detectors import Detector
 from hrnet_jax.inference.steps import make_eval_step, make_heatmap_step, to_image
 from hrnet_jax.mesh import create_mesh, replicated
 from hrnet_jax.models import FunctionalModel, abstract_model
-from hrnet_jax.models.fold import fold
+from hrnet_jax.models.fold import make_fold
 from hrnet_jax.weights import checkpoint
 from hrnet_jax.weights.folder import Model
 
@@ -142,7 +142,8 @@ class Predictor:
         self.input_size = self._codec.input_size
         self._step = make_eval_step(network, self._codec, *flip)
         self._heatmap_step = make_heatmap_step(network, self._codec, *flip)
-        self._weights = jax.jit(fold)(*jax.device_put((trained.params, trained.stats), self._everywhere))
+        to_weights = make_fold(network, self.config.model.dtype, self._everywhere)
+        self._weights = to_weights(*jax.device_put((trained.params, trained.stats), self._everywhere))
 
     def __repr__(self) -> str:
         (height, width), devices = self.input_size, self._split.mesh.devices
