@@ -1,7 +1,8 @@
 # make quickstart   install, render synthetic data, train, evaluate: about six minutes on two cores
 # make test         lint and all tests
 # make test-quick   the tests that neither train nor start processes: for the edit loop
-# make benchmark    of the accelerator at hand, against PyTorch: an hour. BENCH=PYTHON: one that has jax and torch for it
+# make benchmark    of the accelerator at hand, against PyTorch, for MINUTES=30; called again it goes on with the rows that
+#                   are missing. BENCH=PYTHON: one that has jax and torch for it. MORE=--small: a rehearsal on a CPU
 # make install      .venv with pinned versions. DEVICE=cuda13 or tpu: JAX for that device. PYTHON=python3.12: another Python
 # make reproduce    DATA=FOLDER: AP of the published models at hand beside the published AP. MORE='--download': fetches them
 
@@ -9,6 +10,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 RUN = .venv/bin/python
 DEVICE ?=
 BENCH ?= $(RUN)
+MINUTES ?= 30
 QUICK = runs/quickstart
 PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -56,10 +58,4 @@ reproduce: install
 	$(RUN) -m benchmarks.reproduce --data "$(DATA)" $(MORE)
 
 benchmark:
-	mkdir -p runs/benchmarks
-	$(BENCH) -m benchmarks.model --check --variants w32 --sizes 256x192 --batches 64 --minutes 9 --json runs/benchmarks/check.json
-	$(BENCH) -m benchmarks.model --variants w32 --sizes 256x192 --minutes 9 --json runs/benchmarks/w32_256.json
-	$(BENCH) -m benchmarks.model --variants w48,w32 --sizes 384x288 --batches 64,128,256 --minutes 9 --json runs/benchmarks/large.json
-	$(BENCH) -m benchmarks.versus_torch --jobs train --batches 256 --modes compile --minutes 9 --json runs/benchmarks/train.json
-	$(BENCH) -m benchmarks.versus_torch --jobs predict --batches 256 --modes compile,max-autotune --minutes 9 --json runs/benchmarks/predict.json
-	$(BENCH) -m benchmarks.versus_torch --jobs train_jpeg,predict_jpeg --batches 256 --modes compile --minutes 9 --json runs/benchmarks/jpeg.json
+	$(BENCH) -m benchmarks.accelerator --minutes $(MINUTES) --json runs/benchmarks/accelerator.json $(MORE)

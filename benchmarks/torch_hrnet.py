@@ -16,7 +16,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -197,25 +196,25 @@ def make_train_step(model: HRNet, device: str, *, sigma: float, dtype: str, mode
 
 def make_predict_step(
     model: HRNet, device: str, *, flip_indices: Sequence[int], dtype: str, mode: str
-) -> Callable[[Tensor], Tensor]:
-    """f(images uint8 [B,H,W,3]) -> merged heatmaps of both views, float32 [B,K,h,w], still on the device.
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """f(images uint8 [B,H,W,3]) -> keypoints [B,K,2] in crop pixels by the flip test, scores [B,K], on the device.
 
     BatchNorm is folded into the convolutions and weights are of the compute type.
     """
     fold(model).to(device=device, dtype=getattr(torch, dtype), memory_format=torch.channels_last)
     order = torch.tensor(list(flip_indices), device=device)
 
-    def forward(images: Tensor) -> Tensor:
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
         images = normalise(images).to(getattr(torch, dtype)).contiguous(memory_format=torch.channels_last)
         heatmaps = model(torch.cat([images, images.flip(3)])).float()
         straight, mirrored = heatmaps.chunk(2)
         mirrored = mirrored.flip(3)[:, order]
         mirrored = torch.cat([mirrored[..., :1], mirrored[..., :-1]], dim=3)
-        return (straight + mirrored) * 0.5
+        return decode((straight + mirrored) * 0.5)
 
     forward = compiled(forward, mode)
 
-    def step(images: Tensor) -> Tensor:
+    def step(images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
             return forward(images)
 
@@ -243,25 +242,24 @@ def encode(keypoints: Tensor, visible: Tensor, size: tuple[int, int], sigma: flo
     return targets, torch.where((visible >= 0.5) & ~marked, 0.0, visible)
 
 
-def decode(heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Heatmaps [B,K,h,w] -> keypoints [B,K,2] in crop pixels and scores [B,K], on the host and without loops.
+def decode(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Heatmaps [B,K,h,w] -> keypoints [B,K,2] in crop pixels and scores [B,K], on the heatmaps' device.
 
     The peak's cell and a quarter of a cell towards the higher neighbour, under MMPose 1.3.2's conditions.
     """
-    batch, keypoints, height, width = heatmaps.shape
-    flat = heatmaps.reshape(batch * keypoints, height * width)
-    rows = np.arange(len(flat))
-    index = flat.argmax(1)
-    score, x, y = flat[rows, index], index % width, index // width
+    height, width = heatmaps.shape[2:]
+    flat = heatmaps.flatten(2)
+    score, index = flat.max(2)
+    x, y = index % width, index // width
 
-    def at(dx: int, dy: int) -> np.ndarray:
-        return flat[rows, np.clip(y + dy, 0, height - 1) * width + np.clip(x + dx, 0, width - 1)]
+    def at(dx: int, dy: int) -> Tensor:
+        cell = (y + dy).clamp(0, height - 1) * width + (x + dx).clamp(0, width - 1)
+        return flat.gather(2, cell[..., None])[..., 0]
 
-    move_x = np.where((x > 1) & (x < width - 1) & (y > 0), np.sign(at(1, 0) - at(-1, 0)), 0)
-    move_y = np.where((y > 1) & (y < height - 1) & (x > 0), np.sign(at(0, 1) - at(0, -1)), 0)
-    cell = np.stack([x + 0.25 * move_x, y + 0.25 * move_y], axis=-1)
-    found = 4 * np.where(score[:, None] > 0, cell, -1)
-    return found.reshape(batch, keypoints, 2).astype(np.float32), score.reshape(batch, keypoints)
+    move_x = torch.sign(at(1, 0) - at(-1, 0)) * ((x > 1) & (x < width - 1) & (y > 0))
+    move_y = torch.sign(at(0, 1) - at(0, -1)) * ((y > 1) & (y < height - 1) & (x > 0))
+    cell = torch.stack([x + 0.25 * move_x, y + 0.25 * move_y], dim=-1)
+    return 4 * torch.where(score[..., None] > 0, cell, -1.0), score
 
 
 def autocast(device: str, dtype: str) -> contextlib.AbstractContextManager:

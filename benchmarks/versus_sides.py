@@ -75,7 +75,7 @@ def ours(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, Any]]
             return itertools.repeat(program.batch)
         if train:
             stream = TrainData.load(config, create_codec(config.codec)).batches(config.batch_size)
-            return iterate(stream, threads=task["workers"], workers=0)
+            return iterate(stream, threads=1, workers=task["workers"])
         data = EvalData.load(config, create_codec(config.codec))
         return itertools.chain.from_iterable(itertools.repeat(data))
 
@@ -145,7 +145,7 @@ def pytorch(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, An
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
-    joints = keypoint_set(config.keypoints)
+    joints, codec = keypoint_set(config.keypoints), create_codec(config.codec)
     model = torch_hrnet.HRNet(dataclasses.asdict(VARIANTS[task["variant"]]), len(joints))
     if task["job"] == "check":
         return _their_deviation(task, config, model)
@@ -179,19 +179,18 @@ def pytorch(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, An
 
     batches = forever()
 
-    def answered(batch: dict[str, Any], heatmaps: Any, arrived: Any) -> None:
+    def answered(batch: dict[str, Any], found: Any, arrived: Any) -> None:
         if arrived:
             arrived.synchronize()
-        keypoints, _ = torch_hrnet.decode(heatmaps.numpy())
         if "center" in batch:
             center, scale = (batch[key].numpy() for key in ("center", "scale"))
-            to_image(keypoints, center, scale, tuple(config.codec.input_size))
+            to_image(found.numpy(), center, scale, codec)
 
-    def to_host(heatmaps: Any) -> tuple[Any, Any]:
+    def to_host(keypoints: Any) -> tuple[Any, Any]:
         if device == "cpu":
-            return heatmaps, None
-        host = torch.empty(heatmaps.shape, dtype=heatmaps.dtype, pin_memory=True)
-        host.copy_(heatmaps, non_blocking=True)
+            return keypoints, None
+        host = torch.empty(keypoints.shape, dtype=keypoints.dtype, pin_memory=True)
+        host.copy_(keypoints, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
         return host, arrived
@@ -203,9 +202,9 @@ def pytorch(task: dict[str, Any], config: ConfigDict) -> tuple[Run, dict[str, An
             images += len(batch["image"])
             inputs = resident if batch is random else on_device(batch)
             out = step(*inputs)
-            if before:  # decoded while the device works on this batch
+            if before:  # the device works on this batch while the answers to the one before come back
                 answered(*before)
-            before = None if train else (batch, *to_host(out))
+            before = None if train else (batch, *to_host(out[0]))
         if before:
             answered(*before)
         if device == "cuda":

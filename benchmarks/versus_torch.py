@@ -5,11 +5,11 @@
         --modes eager --steps-each 2 --repeats 2 --people 32          # on a CPU
 
 Four jobs: `train` (uint8 crops on the device to new weights), `predict` (uint8 crops on the device to keypoints by the
-flip test; here decoded on the device, PyTorch's heatmaps come to the host and are decoded there by NumPy without
-loops), and the whole of both from JPEG files: `train_jpeg` and `predict_jpeg`. Inputs, targets, loss, crops and
-augmentation are the same. PyTorch runs `torch_hrnet.py`: channels last, autocast (in prediction BatchNorm folded and
-weights of the compute type), fused Adam, eager and compiled in two modes; its BatchNorm takes statistics over the whole
-batch, ours over groups of 64. Its loader has as many worker processes as there are cores, ours as many threads.
+flip test, decoded on the device by both), and the whole of both from JPEG files: `train_jpeg` and `predict_jpeg`.
+Inputs, targets, loss, crops and augmentation are the same. PyTorch runs `torch_hrnet.py`: channels last, autocast (in
+prediction BatchNorm folded and weights of the compute type), fused Adam, eager and compiled in two modes; its BatchNorm
+takes statistics over the whole batch, ours over groups of 64. The loaders have as many worker processes as there are
+cores; our prediction has threads.
 
 Each side is a process of its own for every job, setting and batch size, and both live while they are measured in turns;
 medians are shown. The ratio is ours at its best batch size over PyTorch's best setting at its best batch size. Before
@@ -100,7 +100,7 @@ def format_record(record: dict[str, Any]) -> str:
     if rate := record["ratios"].get("train_jpeg", {}).get("ours"):
         hours = EPOCHS * PEOPLE / rate / 3600
         verdicts.append(
-            f"{EPOCHS} epochs of COCO + AIC ({PEOPLE:,} people) at ours of train_jpeg, {record['workers']} threads "
+            f"{EPOCHS} epochs of COCO + AIC ({PEOPLE:,} people) at ours of train_jpeg, {record['workers']} processes "
             f"decoding: {hours:,.1f} hours, evaluation apart"
         )
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1440, help="after which the rest stays unmeasured")
     parser.add_argument("--root", type=pathlib.Path, help="folder with coco/..., instead of files that are drawn")
     parser.add_argument("--people", type=int, default=4096, help="people, one an image, to draw")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="loader threads or processes")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of the loaders")
     parser.add_argument("--log", default=os.devnull, help="file for what the sides write to standard error")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     arguments = parser.parse_args()

@@ -39,13 +39,13 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "grid_mask": {"data.augment.grid_mask": 0.5},
     "bf16": {"model.dtype": "bfloat16"},
     "small": {
-        **{"model.variant": "small", "optimizer.learning_rate": 2e-3, "data.loader.threads": 2},
+        **{"model.variant": "small", "optimizer.learning_rate": 2e-3, "data.loader.workers": 0},
         **{"eval.batch_size": 64},
     },
     "runlocal": {
         **{"model.variant": "tiny", "model.group_size": 0, "codec.input_size": (64, 64), "batch_size": 16},
         **{"epochs": 2, "optimizer.warmup_steps": 10, "optimizer.milestones": (), "log_every": 20},
-        **{"eval.every_epochs": 2, "eval.batch_size": 16, "data.loader.threads": 2},
+        **{"eval.every_epochs": 2, "eval.batch_size": 16, "data.loader.workers": 0},
     },
 }
 
@@ -153,8 +153,8 @@ def recipe(
     c.data.augment.grid_mask = 0.0
     c.data.max_unreadable = 0.01  # share of unreadable samples above which training stops
     c.data.loader = ConfigDict()
-    c.data.loader.threads = 16
-    c.data.loader.workers = 0  # worker processes; 0: threads of this process only
+    c.data.loader.threads = 0  # of a host, divided among its worker processes; 0: one per core
+    c.data.loader.workers = -1  # processes; 0: threads of the trainer only; -1: by the cores, none below eight
 
     c.optimizer = ConfigDict()  # Adam
     c.optimizer.weight_decay = 0.0  # above 0: AdamW

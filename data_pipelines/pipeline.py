@@ -29,7 +29,7 @@ from data_pipelines.keypoints import KeypointMapping, KeypointSet, keypoint_set
 from data_pipelines.mix import mix_weights
 from data_pipelines.pixels import augment_pixels
 from data_pipelines.prepared import load_prepared
-from data_pipelines.processes import become_worker, starting_workers
+from data_pipelines.processes import become_worker, cores, starting_workers
 from data_pipelines.stages import at, settings_by_epoch
 from data_pipelines.transforms import Augmentation, View
 from data_pipelines.types import Batch, Config, Crops
@@ -245,7 +245,7 @@ class EvalData:
             batch_size=per_host,
             images=tuple(by_image[host::hosts]),
             steps=steps,
-            threads=config["data"]["loader"]["threads"],
+            threads=config["data"]["loader"]["threads"] or cores(),
         )
 
     def __len__(self) -> int:
@@ -327,7 +327,7 @@ class Ahead(Iterator[Any]):
 
 
 def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> Ahead:
-    """Prefetches a dataset's elements, by threads in this process or by worker processes.
+    """Prefetches a dataset's elements, by threads in this process or by worker processes with as many threads each.
 
     With workers, threads compute the first elements while the processes start, which takes seconds. A worker that
     dies raises RuntimeError within seconds.

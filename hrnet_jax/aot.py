@@ -4,10 +4,11 @@
     python -m hrnet_jax.aot --config configs/coco_aic_merge.py:bf16 --topology h100 --config.batch_size=256
 
 compiles the trainer's own train and eval steps for that slice or GPU, with the trainer's shardings and donation. It
-prints memory compared to the chip's, FLOPs and bytes, the minimum time for these, collectives, program size and compile
-time; for GPUs also kernels and what they move, without autotuning. A batch that does not fit a TPU is refused with the
-compiler's message. TPUs need `pip install 'jax[tpu]'`, where W32 takes 4 to 18 minutes and 8 GB on two cores, GPUs
-`pip install 'jax[cuda13]'` and two minutes. `--config.KEY=VALUE` overrides a key of the config file.
+prints memory compared to the chip's, FLOPs and HBM traffic, the minimum time for these, collectives, program size and
+compile time; for TPUs also the compiler's estimated cycles; for GPUs kernels, without autotuning. A batch that does not
+fit a TPU is refused with the compiler's message. TPUs need `pip install 'jax[tpu]'`, where W32 takes 4 to 18 minutes
+and 8 GB on two cores, GPUs `pip install 'jax[cuda13]'` and two minutes. `--config.KEY=VALUE` overrides a key of the
+config file.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from hrnet_jax.inference.steps import make_eval_step
 from hrnet_jax.mesh import create_mesh, on_mesh, replicated
 from hrnet_jax.models import FunctionalModel, abstract_model, state_dict
 from hrnet_jax.models.fold import abstract_weights
-from hrnet_jax.tpu.hlo import collectives, kernels
+from hrnet_jax.tpu.hlo import collectives, kernels, tpu_traffic
 from hrnet_jax.training.optimizer import create_optimizer, learning_rate
 from hrnet_jax.training.step import make_train_step, new_state
 
@@ -251,10 +252,10 @@ def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[s
     text: Any = compiled.as_text()
     # The compiler counts a loop's body once; the parts of a batch run in a loop.
     parts = config.accumulate if step == "train" else 1
-    flops, accessed = parts * cost["flops"], parts * cost["bytes accessed"]
-    launched = kernels(text) if slice_.name in GPUS else []
-    if launched:
-        accessed = sum(entry.bytes for entry in launched)
+    flops = parts * cost["flops"]
+    # Not the compiler's "bytes accessed", which for a TPU include what stays on the chip.
+    launched, traffic = (kernels(text), None) if slice_.name in GPUS else ([], tpu_traffic(text))
+    accessed = traffic.hbm_bytes if traffic else sum(entry.bytes for entry in launched)
     chip, share = slice_.chip, slice_.share
     moved = collectives(text, slice_.mesh.size)
     # In a ring, each device sends all parts but its own (twice for a sum), over half of the links' bandwidth.
@@ -276,6 +277,7 @@ def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[s
         "executable_bytes": len(serialize_executable.serialize(compiled)[0]),
         "flops": flops,
         "bytes": accessed,
+        "cycles": traffic and traffic.cycles,
         "seconds": times,
         "bound": max(times, key=times.__getitem__),
         "collectives": [dataclasses.asdict(c) for c in moved],
@@ -310,13 +312,15 @@ def format_report(report: Mapping[str, Any]) -> str:
     row("**total**", lambda s: f"**{gib(_needed(s))}**")
     row(f"fits {gib(report['hbm_bytes'])}", lambda s: f"{_needed(s) / report['hbm_bytes']:.0%}")
     row("FLOPs per image", lambda s: f"{s['flops'] / s['images'] / 1e9:.1f} G")
-    row("bytes per image", lambda s: f"{s['bytes'] / s['images'] / 1e9:.2f} GB")
+    row("HBM bytes per image", lambda s: f"{s['bytes'] / s['images'] / 1e9:.2f} GB")
     if kind in GPUS:
         row("of that: convolutions", lambda s: f"{_of_convolutions(s) / s['images'] / 1e9:.2f} GB")
         row(
             "kernels; of these, moving less than 1 MB",
             lambda s: f"{_sum(s['kernels'], 'count')}; {_sum(s['kernels'], 'small')}",
         )
+    else:
+        row("the compiler's estimate per image", lambda s: f"{s['cycles'] / s['images'] / 1e3:.0f} k cycles")
     row(f"FLOPs per step and {unit}", lambda s: f"{s['flops'] / 1e12:.2f} T")
     row(f"bytes per step and {unit}", lambda s: f"{s['bytes'] / 1e9:.1f} GB")
     row(

@@ -14,7 +14,7 @@ from data_pipelines.errors import InputError, extra
 from hrnet_jax import aot
 from hrnet_jax.config import load_config
 from hrnet_jax.mesh import create_mesh, replicated
-from hrnet_jax.tpu.hlo import Collectives, Kernels, collectives, kernels
+from hrnet_jax.tpu.hlo import Collectives, Kernels, TpuTraffic, collectives, kernels, tpu_traffic
 from tests.helpers import REPOSITORY, mistake, run
 
 try:
@@ -213,6 +213,25 @@ def test_a_gpu(tmp_path):
     others = sum(count for kind, count in counts[1].items() if kind != "convolution")
     assert others < 0.5 * counts[1]["convolution"]
     assert "kernels; of these, moving less than 1 MB" in done.stdout
+
+
+def test_a_tpus_traffic_is_that_of_its_hbm():
+    """Padded to tiles, without what lies in VMEM; an asynchronous copy's result names its operand."""
+    text = """
+ENTRY %main (x: bf16[8,12,16,32], state: f32[1000000]) -> f32[12,17] {
+  %x = bf16[8,12,16,32]{3,0,2,1:T(8,128)(2,1)} parameter(0)
+  %state = f32[1000000]{0:T(1024)} parameter(1)
+  %start = (bf16[8,12,16,32]{3,0,2,1:T(8,128)(2,1)S(1)}, bf16[8,12,16,32]{3,0,2,1:T(8,128)(2,1)}, u32[]{:S(2)}) \
+copy-start(%x)
+  %near = bf16[8,12,16,32]{3,0,2,1:T(8,128)(2,1)S(1)} copy-done(%start)
+  %y = f32[12,16]{0,1:T(8,128)S(1)} fusion(%near), kind=kLoop, calls=%sum, \
+backend_config={"window_config":{"estimated_cycles":"2000"}}
+  ROOT %z = f32[12,17]{0,1:T(8,128)} fusion(%y, %state), kind=kLoop, calls=%more, \
+backend_config={"window_config":{"estimated_cycles":"1500"}}
+}
+"""
+    image, result = 2 * 8 * 12 * 16 * 128, 4 * 128 * 24
+    assert tpu_traffic(text) == TpuTraffic(image + result + 4 * 12 * 17, 3500)
 
 
 def test_unknown_steps_are_named():

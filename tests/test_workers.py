@@ -19,7 +19,7 @@ import grain
 import pytest
 
 from data_pipelines.pipeline import TrainData, iterate
-from data_pipelines.processes import become_worker, starting_workers
+from data_pipelines.processes import become_worker, division, starting_workers
 from tests.helpers import REPOSITORY, crops, pipeline_config
 
 
@@ -176,3 +176,21 @@ def test_workers_of_pools_heed_their_parent_only():
         os.kill(pid, signal.SIGTERM)
         with pytest.raises(concurrent.futures.process.BrokenProcessPool):
             pool.submit(time.sleep, 60).result(60)
+
+
+@pytest.mark.parametrize(
+    ("threads", "workers", "cores", "expected"),
+    [
+        (0, -1, 2, (2, 0)),
+        (0, -1, 7, (7, 0)),
+        (0, -1, 8, (4, 2)),
+        (0, -1, 16, (4, 4)),
+        (0, -1, 224, (28, 8)),
+        (0, 0, 16, (16, 0)),
+        (16, -1, 16, (4, 4)),
+        (16, 3, 2, (6, 3)),
+        (1, 2, 2, (1, 2)),
+    ],
+)
+def test_threads_and_processes_by_the_cores(threads, workers, cores, expected):
+    assert division(threads, workers, cores) == expected

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+from data_pipelines.processes import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,7 +19,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator
     At most two results per thread are buffered. An exception is raised when its result is due. `items` is
     iterated by the caller's thread.
     """
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:

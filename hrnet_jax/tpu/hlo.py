@@ -1,4 +1,4 @@
-"""Finds collective communication, kernels and their traffic in the text of a compiled program."""
+"""Finds collective communication, kernels, their traffic and a TPU's estimated cycles in a compiled program's text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computations?)=(\{[^
 # Of these, the calls of loops and branches, whose instructions are kernels of their own.
 _CONTROL = re.compile(r"(?:body|condition|(?:branch|true|false)_computations?)=(\{[^}]*\}|%?[\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_ARRAY = re.compile(r"\b(pred|bf\d+|[a-z]\d+\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(pred|bf\d+|[a-z]\d+\w*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+_TILE = re.compile(r"T\(([\d,]+)\)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}, where a part of an axis is written 'b':(1)2.
 _GROUPS = re.compile(
     r"replica_groups=(?:\[\d+,(?P<size>\d+)\]|\{\{(?P<first>[\d,]+)\}|mesh\[(?P<mesh>[^\]]*)\][^{]*\{(?P<axes>[^}]*)\})"
@@ -124,6 +126,54 @@ def kernels(hlo: str) -> list[Kernels]:
     return sorted(entries, key=lambda entry: -entry.bytes)
 
 
+@dataclasses.dataclass(frozen=True)
+class TpuTraffic:
+    """What a TPU's compiler says of one run of a program.
+
+    Attributes:
+      hbm_bytes: operands and results in HBM, with their padding to tiles; what lies on the chip (VMEM) is not counted.
+      cycles: the compiler's estimates, summed over all kernels.
+    """
+
+    hbm_bytes: int
+    cycles: int
+
+
+def tpu_traffic(hlo: str) -> TpuTraffic:
+    """Adds up a TPU program's traffic and cycles, those in loops once per iteration.
+
+    Of a program's argument a kernel may read a part, see `kernels`.
+
+    Args:
+      hlo: the text of the optimised module, `compiled.as_text()`.
+    """
+    times = _executions(hlo, _CONTROL)
+    sizes: dict[str, int] = {}
+    arguments: set[str] = set()
+    moved, cycles = 0, 0
+    for computation, instruction, line in _instructions(hlo):
+        if not times[computation]:  # the inside of a kernel
+            continue
+        name, op = instruction["name"], instruction["op"]
+        size = sizes[name] = _shape_bytes(instruction["shape"], in_hbm=True)
+        if op == "parameter":
+            arguments.add(name)
+        if op in _FREE or op.endswith("-done"):
+            continue
+        if estimate := _CYCLES.search(line):
+            cycles += times[computation] * int(estimate[1])
+        read = 0
+        if not op.endswith("-start"):  # whose result names its operands too
+            whole = _shape_bytes(instruction["shape"])
+            operands = re.findall(r"%([\w.-]+)", line[instruction.end() :].partition(")")[0])
+            read = sum(
+                min(sizes.get(operand, 0), whole) if operand in arguments else sizes.get(operand, 0)
+                for operand in set(operands)
+            )
+        moved += times[computation] * (size + read)
+    return TpuTraffic(moved, cycles)
+
+
 def _instructions(hlo: str) -> Iterator[tuple[str, re.Match[str], str]]:
     """The computation, the parts and the line of each instruction."""
     computation = ""
@@ -167,9 +217,20 @@ def _group_size(line: str, devices: int) -> int:
     return int(groups["size"]) if groups["size"] else groups["first"].count(",") + 1
 
 
-def _shape_bytes(shape: str) -> int:
-    def array_bytes(kind: str, dims: str) -> int:
-        bits = 8 if kind == "pred" else int("".join(filter(str.isdigit, kind.split("e")[0])))  # bf16, f8e4m3, s32, ...
-        return math.prod(int(dim) for dim in dims.split(",") if dim) * bits // 8
+def _shape_bytes(shape: str, in_hbm: bool = False) -> int:
+    """Bytes of all arrays in a shape; `in_hbm`: of those in a TPU's HBM, padded to their tiles."""
 
-    return sum(array_bytes(kind, dims) for kind, dims in _ARRAY.findall(shape))
+    def array_bytes(kind: str, dims: str, order: str, layout: str) -> int:
+        bits = 8 if kind == "pred" else int("".join(filter(str.isdigit, kind.split("e")[0])))  # bf16, f8e4m3, s32, ...
+        sides = [int(dim) for dim in dims.split(",") if dim]
+        if in_hbm:
+            if re.search(r"S\([1-9]", layout):
+                return 0
+            tile = _TILE.search(layout)
+            # A tile covers the dimensions that lie closest together, the last the closest.
+            minor = [int(dim) for dim in order.split(",") if dim]
+            for dim, side in zip(minor, map(int, reversed(tile[1].split(",") if tile else ())), strict=False):
+                sides[dim] = -(-sides[dim] // side) * side
+        return math.prod(sides) * bits // 8
+
+    return sum(array_bytes(*array) for array in _ARRAY.findall(shape))
