@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
@@ -204,7 +205,7 @@ class _Watch:
         return state
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30, help="after which no row starts, and one that runs ends")
     parser.add_argument("--small", action="store_true", help="tiny networks: a rehearsal on a CPU")
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument(
         "--json", type=pathlib.Path, required=True, help="file of all rows; an earlier one is continued"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     ends = time.monotonic() + 60 * arguments.minutes
     everything = rows(arguments.small)
     if unknown := set(filter(None, arguments.only.split(";"))) - {row.name for row in everything}:

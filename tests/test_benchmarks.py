@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import accelerator, prediction
 from benchmarks import model as benchmark
-from benchmarks import prediction
 from benchmarks.steps import experiment, random_batch
 from hrnet_jax import convert
 from hrnet_jax.codecs import create_codec
@@ -184,6 +184,30 @@ def test_what_finds_no_time_says_so(tmp_path):
     (row,) = json.loads(output.read_text())["rows"]
     assert "images_per_second" not in row
     assert "--minutes 0 were over" in done.stdout
+
+
+def test_a_row_that_fails_ends_only_itself_and_a_later_call_goes_on(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "accelerator.json"
+
+    def kernels(name, variant):
+        arguments = ("--variant", variant, "--size", "96x96", "--batch", "2", "--dtype", "float32", "--step", "eval")
+        return accelerator.Row(name, "kernel_times", arguments, "--xla_gpu_autotune_level=0")
+
+    rows = [kernels("broken", "nothing"), kernels("kernels", "tiny")]
+    monkeypatch.setattr(accelerator, "rows", lambda small: rows)
+    accelerator.main(["--json", str(output)])
+    record = json.loads(output.read_text())["rows"]
+    assert "unknown 'nothing'" in record["broken"]["failed"]
+    assert sum(kernel["launches"] for kernel in record["kernels"]["figures"]["kernels"]) > 40
+    assert record["kernels"]["xla_flags"].endswith("--xla_gpu_autotune_level=0")
+    assert "not measured: broken" in capsys.readouterr().out
+
+    rows[0] = kernels("broken", "tiny")
+    accelerator.main(["--json", str(output)])
+    later = json.loads(output.read_text())["rows"]
+    assert "failed" not in later["broken"]
+    assert later["kernels"] == record["kernels"]
+    assert "not measured: nothing" in capsys.readouterr().out
 
 
 def test_against_torch(torch, tmp_path):
