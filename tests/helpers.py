@@ -32,6 +32,12 @@ STAGES = {"epochs": 4, "stages.cutout.start": 2, "stages.mild.start": 3, "data.e
 LOCAL = {"log_every": 2, "data.eval.boxes": "", "model.group_size": 4, "optimizer.warmup_steps": 50}
 
 
+def load_arrays(path):
+    """The arrays of an .npz file, which is closed."""
+    with np.load(path) as file:
+        return dict(file)
+
+
 def pipeline_config(root):
     """The keys that the pipeline reads, for COCO + AIC below a folder laid out like the real data."""
     import dataclasses

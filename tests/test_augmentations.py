@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.pipeline import TrainData
 from data_pipelines.pixels import Distortion, augment_pixels, coarse_dropout, distort, grid_mask
 from data_pipelines.transforms import Augmentation
-from tests.helpers import crops, pipeline_config, with_data
+from tests.helpers import crops, load_arrays, pipeline_config, with_data
 
 WHITE = np.full((256, 192, 3), 255, np.uint8)
 
@@ -18,7 +18,7 @@ WHITE = np.full((256, 192, 3), 255, np.uint8)
 @pytest.fixture(scope="module")
 def photometric(shared):
     """The reference's crop (RGB), and for each of its cases: flags, distortion, what came out (RGB)."""
-    golden = np.load(shared / "reference/golden/photometric.npz")
+    golden = load_arrays(shared / "reference/golden/photometric.npz")
     cases = json.loads((shared / "reference/golden/photometric.json").read_text())
     crop, *out = (np.ascontiguousarray(image[..., ::-1]) for image in (golden["image_bgr"], *golden["out_bgr"]))
     return crop, [(case, distortion_of(case), image) for case, image in zip(cases, out, strict=True)]

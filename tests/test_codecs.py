@@ -18,6 +18,7 @@ from data_pipelines.transforms import View, warp_image, warp_matrix, warp_points
 from hrnet_jax.codecs import CODECS, Dark, create_codec
 from hrnet_jax.codecs.heatmaps import gaussian_blur, pck_accuracy, pck_counts
 from hrnet_jax.inference.steps import to_image
+from tests.helpers import load_arrays
 
 GOLDEN = "reference/golden"
 NAMES = {"msra": "msra", "dark": "dark", "udp": "udp", "udpcomb": "udp_combined"}
@@ -34,7 +35,7 @@ few = hypothesis.settings(max_examples=15, deadline=None, derandomize=True)
 
 @pytest.mark.parametrize("key", ENCODED)
 def test_encode_matches_reference(shared, key):
-    golden = np.load(shared / GOLDEN / f"codecs_{key}.npz")
+    golden = load_arrays(shared / GOLDEN / f"codecs_{key}.npz")
     targets, weights = encode(golden_codec(shared, key), golden["keypoints"], golden["keypoints_visible"])
     maps = channels_first(targets)
     # The offset maps of far-away keypoints reach the hundreds: there one part in 10^7 is all float32 has.
@@ -50,7 +51,7 @@ def test_encode_matches_reference(shared, key):
 
 
 def test_encode_matches_reference_train_step(shared):
-    golden = np.load(shared / GOLDEN / "train_step_w32.npz")
+    golden = load_arrays(shared / GOLDEN / "train_step_w32.npz")
     targets, weights = encode(codec_of("msra"), golden["keypoints"], golden["keypoints_visible"])
     np.testing.assert_allclose(channels_first(targets), golden["target_heatmaps"], atol=1e-6)
     np.testing.assert_array_equal(weights, golden["target_weights"])
@@ -59,8 +60,8 @@ def test_encode_matches_reference_train_step(shared):
 @pytest.mark.parametrize("key", DECODED)
 def test_decode_matches_reference(shared, key):
     codec = golden_codec(shared, key)
-    golden = np.load(shared / GOLDEN / f"codecs_{key}.npz")
-    inputs = np.load(shared / GOLDEN / f"codecs_{key.removesuffix('_k11')}.npz")
+    golden = load_arrays(shared / GOLDEN / f"codecs_{key}.npz")
+    inputs = load_arrays(shared / GOLDEN / f"codecs_{key.removesuffix('_k11')}.npz")
     own, _ = encode(codec, inputs["keypoints"], inputs["keypoints_visible"])
     stored, random = channels_last(inputs["heatmaps"]), channels_last(inputs["random_heatmaps"])
     keypoints, scores = (np.asarray(a) for a in decode(codec, jnp.concatenate([own, stored, random])))
@@ -89,7 +90,7 @@ def test_decode_matches_reference(shared, key):
     ],
 )
 def test_flip_back_matches_reference(shared, name, codec, flip):
-    golden = np.load(shared / GOLDEN / "flip_test.npz")
+    golden = load_arrays(shared / GOLDEN / "flip_test.npz")
     codec = codec_of(codec)
     mirrored = channels_last(golden[f"{name}_heatmaps_of_flipped_image"])
     back = codec.flip_back(mirrored, golden[f"{name}_flip_indices"])
@@ -101,7 +102,7 @@ def test_flip_back_matches_reference(shared, name, codec, flip):
 
 @pytest.mark.parametrize("flip", ["shift", "noshift"])
 def test_decode_of_network_maps_matches_reference(shared, flip):
-    golden = np.load(shared / GOLDEN / "predict_w32.npz")
+    golden = load_arrays(shared / GOLDEN / "predict_w32.npz")
     codec = codec_of("msra")
     keypoints, scores = decode(codec, channels_last(golden[f"heatmaps_{flip}"]))
     in_image = to_image(np.asarray(keypoints), golden["input_center"], golden["input_scale"], codec)
@@ -111,7 +112,7 @@ def test_decode_of_network_maps_matches_reference(shared, flip):
 
 @pytest.mark.parametrize("case", ["mse_weighted", "combined_weighted", "combined_plain"])
 def test_loss_and_gradient_match_reference(shared, case):
-    golden = np.load(shared / GOLDEN / "losses.npz")
+    golden = load_arrays(shared / GOLDEN / "losses.npz")
     expected = json.loads((shared / GOLDEN / "losses.json").read_text())
     combined = case.startswith("combined")
     codec = create_codec({"name": "udp_combined" if combined else "msra", "input_size": (64, 48)})
@@ -131,7 +132,7 @@ def test_loss_and_gradient_match_reference(shared, case):
 
 
 def test_pck_matches_reference(shared):
-    golden = np.load(shared / GOLDEN / "losses.npz")
+    golden = load_arrays(shared / GOLDEN / "losses.npz")
     expected = json.loads((shared / GOLDEN / "losses.json").read_text())["pck"]
     for case, output in (("random", golden["out"]), ("near", golden["tgt"] + 0.3 * golden["out"])):
         counts = pck_counts(channels_last(output), channels_last(golden["tgt"]), jnp.asarray(golden["wt"]))

@@ -34,7 +34,7 @@ from hrnet_jax.outcomes import Aborted
 from hrnet_jax.weights import card, checkpoint
 from hrnet_jax.weights.folder import Model as StoredModel
 from hrnet_jax.weights.folder import load_folder
-from tests.helpers import REPOSITORY, mistake, run
+from tests.helpers import REPOSITORY, load_arrays, mistake, run
 from tests.hub_server import hub
 
 # Refuses what an exported folder must do without; a finder of its own, ahead of all others.
@@ -231,7 +231,7 @@ assert not {REFUSED} & {{name.split(".")[0] for name in sys.modules}}
 """
     (tmp_path / "script.py").write_text(script)
     subprocess.run([sys.executable, "-I", "script.py"], cwd=tmp_path, env=plain_environment(), check=True)
-    found = np.load(tmp_path / "out.npz")
+    found = load_arrays(tmp_path / "out.npz")
     for i, (image, boxes) in enumerate(pictures):
         keypoints, scores = live_answers(trained, image, boxes)
         assert found[f"k{i}"].shape == keypoints.shape

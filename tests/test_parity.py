@@ -25,6 +25,7 @@ from hrnet_jax.models import FunctionalModel, abstract_model, state_dict, unstac
 from hrnet_jax.models.fold import fold
 from hrnet_jax.training.optimizer import learning_rate
 from hrnet_jax.training.step import make_train_step, new_state
+from tests.helpers import load_arrays
 from tests.parity_table import record
 
 W32 = {"model": {"variant": "w32"}, "keypoints": "coco"}
@@ -107,7 +108,7 @@ def w32():
 @pytest.mark.parametrize("name", list(MODELS))
 def test_forward(golden, w32, name):
     facts = json.loads((golden / f"forward_{name}.json").read_text())
-    expected = np.load(golden / f"forward_{name}.npz")
+    expected = load_arrays(golden / f"forward_{name}.npz")
     noise, _ = golden_input(facts["input_seed"], facts["batch"])
     np.testing.assert_array_equal(nchw(noise).ravel()[:8], expected["input_first8"])
     params, stats = w32 if name == "w32" else golden_weights(MODELS[name])
@@ -134,7 +135,7 @@ def by_name(layout, vector):
 @pytest.fixture(scope="module")
 def training(golden, w32):
     """Six steps of the real training step, with loops: all losses, and what golden numbers exist for."""
-    expected = np.load(golden / "train_step_w32.npz")
+    expected = load_arrays(golden / "train_step_w32.npz")
     optimizer = optax.adam(5e-4)
     with jax.default_matmul_precision("highest"):
         network = FunctionalModel.of(abstract_model(W32, scan=True))
@@ -177,7 +178,7 @@ def test_training_gradients(golden, training):
 
 
 def test_training_moves_statistics_and_parameters(golden, training):
-    expected = np.load(golden / "forward_w32.npz")
+    expected = load_arrays(golden / "forward_w32.npz")
     for key in (key for key in expected if "running" in key):
         record("training: running statistics after a step", difference(training["stats"][key], expected[key]), 1e-5)
     norms = json.loads((golden / "train_step_w32.json").read_text())["f32"]["param_norms_after5"]
@@ -187,7 +188,7 @@ def test_training_moves_statistics_and_parameters(golden, training):
 
 
 def test_whole_prediction(golden, w32):
-    expected = np.load(golden / "predict_w32.npz")
+    expected = load_arrays(golden / "predict_w32.npz")
     codec = create_codec(MSRA)
     network = FunctionalModel.of(abstract_model(W32, folded=True, scan=True))
     step = make_eval_step(network, codec, COCO.flip_indices, flip_test=True)
@@ -198,7 +199,7 @@ def test_whole_prediction(golden, w32):
 
 
 def test_flip_test_with_and_without_shift(golden, w32):
-    expected = np.load(golden / "predict_w32.npz")
+    expected = load_arrays(golden / "predict_w32.npz")
     codec = create_codec(MSRA)
     noise, _ = golden_input(3, 2)
     (heatmaps, _), (mirrored, _) = (forward("w32")(*w32, images) for images in (noise, noise[:, :, ::-1]))
