@@ -16,6 +16,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent.parent / "notebooks"
 
 
 def main() -> None:
+    """Executes the named notebooks, or all."""
     for name in sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.ipynb")):
         path = FOLDER / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
