@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,32 +97,15 @@ class Kernels:
 def kernels(hlo: str) -> list[Kernels]:
     """Counts the kernels of a compiled program, those in loops once per iteration, and what they read and write.
 
-    Of a program's argument a kernel may read a part, such as a parameter in the vector of all; at most the size of the
-    kernel's result is counted.
-
     Args:
       hlo: the text of the optimised module, `compiled.as_text()`.
 
     Returns:
       One entry per kind, largest number of bytes first.
     """
-    times = _executions(hlo, _CONTROL)
-    sizes: dict[str, int] = {}
-    arguments: set[str] = set()
     found: dict[str, list[int]] = defaultdict(list)
-    for computation, instruction, line in _instructions(hlo):
-        if not times[computation]:  # the inside of a kernel
-            continue
-        name, op = instruction["name"], instruction["op"]
-        size = sizes[name] = _shape_bytes(instruction["shape"])
-        if op == "parameter":
-            arguments.add(name)
-        if op in _FREE or op.endswith("-done"):
-            continue
-        operands = line[instruction.end() :].partition(")")[0]
-        read = {operand: sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands)}
-        moved = size + sum(min(other, size) if operand in arguments else other for operand, other in read.items())
-        found["convolution" if "$conv" in line or op == "convolution" else op] += [moved] * times[computation]
+    for line, op, moved, count in _launches(hlo, _shape_bytes):
+        found["convolution" if "$conv" in line or op == "convolution" else op] += [moved] * count
     entries = [Kernels(kind, len(all_), sum(m < 1e6 for m in all_), sum(all_)) for kind, all_ in found.items()]
     return sorted(entries, key=lambda entry: -entry.bytes)
 
@@ -142,36 +126,41 @@ class TpuTraffic:
 def tpu_traffic(hlo: str) -> TpuTraffic:
     """Adds up a TPU program's traffic and cycles, those in loops once per iteration.
 
-    Of a program's argument a kernel may read a part, see `kernels`.
-
     Args:
       hlo: the text of the optimised module, `compiled.as_text()`.
+    """
+    moved, cycles = 0, 0
+    for line, _, size, count in _launches(hlo, functools.partial(_shape_bytes, in_hbm=True)):
+        moved += count * size
+        if estimate := _CYCLES.search(line):
+            cycles += count * int(estimate[1])
+    return TpuTraffic(moved, cycles)
+
+
+def _launches(hlo: str, bytes_of: Callable[[str], int]) -> Iterator[tuple[str, str, int, int]]:
+    """The kernels: line, operation, bytes of operands and results by a function of their shapes, number of launches.
+
+    Of a program's argument a kernel may read a part, such as a parameter in the vector of all; at most the size of the
+    kernel's result is counted.
     """
     times = _executions(hlo, _CONTROL)
     sizes: dict[str, int] = {}
     arguments: set[str] = set()
-    moved, cycles = 0, 0
     for computation, instruction, line in _instructions(hlo):
         if not times[computation]:  # the inside of a kernel
             continue
-        name, op = instruction["name"], instruction["op"]
-        size = sizes[name] = _shape_bytes(instruction["shape"], in_hbm=True)
+        name, op, shape = instruction["name"], instruction["op"], instruction["shape"]
+        sizes[name] = bytes_of(shape)
         if op == "parameter":
             arguments.add(name)
         if op in _FREE or op.endswith("-done"):
             continue
-        if estimate := _CYCLES.search(line):
-            cycles += times[computation] * int(estimate[1])
-        read = 0
-        if not op.endswith("-start"):  # whose result names its operands too
-            whole = _shape_bytes(instruction["shape"])
-            operands = re.findall(r"%([\w.-]+)", line[instruction.end() :].partition(")")[0])
-            read = sum(
-                min(sizes.get(operand, 0), whole) if operand in arguments else sizes.get(operand, 0)
-                for operand in set(operands)
-            )
-        moved += times[computation] * (size + read)
-    return TpuTraffic(moved, cycles)
+        operands = set(re.findall(r"%([\w.-]+)", line[instruction.end() :].partition(")")[0]))
+        if op.endswith("-start"):  # its result names its operands too
+            operands = set()
+        most = _shape_bytes(shape)
+        read = sum(min(sizes.get(o, 0), most) if o in arguments else sizes.get(o, 0) for o in operands)
+        yield line, op, sizes[name] + read, times[computation]
 
 
 def _instructions(hlo: str) -> Iterator[tuple[str, re.Match[str], str]]:
