@@ -29,7 +29,7 @@ from data_pipelines.keypoints import KeypointMapping, KeypointSet, keypoint_set
 from data_pipelines.mix import mix_weights
 from data_pipelines.pixels import augment_pixels
 from data_pipelines.prepared import load_prepared
-from data_pipelines.processes import become_worker, cores, starting_workers
+from data_pipelines.processes import AHEAD, become_worker, cores, starting_workers
 from data_pipelines.stages import at, settings_by_epoch
 from data_pipelines.transforms import Augmentation, View
 from data_pipelines.types import Batch, Config, Crops
@@ -39,9 +39,6 @@ _ATTEMPTS = 100
 
 # Batches that threads compute while worker processes start.
 _WHILE_STARTING = 8
-
-# Batches that a worker process prefetches.
-_AHEAD = 2
 
 
 def create_train_dataset(
@@ -104,6 +101,12 @@ class TrainData:
     def steps_per_epoch(self, batch_size: int) -> int:
         """Steps per epoch; the last batch of an epoch is filled from the next one."""
         return -(-len(self) // batch_size)
+
+    @property
+    def sample_bytes(self) -> int:
+        """The size of a sample, nearly all of it pixels."""
+        height, width = self.input_size
+        return 3 * height * width + 12 * len(self.keypoints) + 32
 
     def order(self) -> grain.MapDataset:
         """The person of each global index, endless.
@@ -345,7 +348,7 @@ def iterate(dataset: grain.MapDataset, *, threads: int, workers: int) -> Ahead:
         with starting_workers():
             for number in range(workers):
                 part = dataset[_WHILE_STARTING + number :: workers].to_iter_dataset(options)
-                parts.append(iter(ProcessPrefetchIterDataset(part, _AHEAD, become_worker)))
+                parts.append(iter(ProcessPrefetchIterDataset(part, AHEAD, become_worker)))
                 parts[-1].start_prefetch()
     except BaseException:
         Ahead(first, parts).close()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.machinery
+import logging
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+
+from data_pipelines.errors import InputError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,7 +22,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # workers are enough for 25,000 samples/s, and each takes memory for its batches.
 _CORES_PER_WORKER, _MOST_WORKERS = 4, 8
 
+AHEAD = 2  # batches that a worker prefetches
+_BATCHES_PER_WORKER = AHEAD + 2  # in shared memory: those, one that is written and one that is read
+
 _starting = threading.RLock()
+
+logger = logging.getLogger(__name__)
 
 
 def cores() -> int:
@@ -26,21 +35,45 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def division(threads: int, workers: int, available: int) -> tuple[int, int]:
+def division(threads: int, workers: int, batch_bytes: int, available: int, shared_memory: int) -> tuple[int, int]:
     """What `config.data.loader` means on a host.
 
     Args:
       threads: of the host; 0: one per core.
-      workers: processes; 0: none, -1: one per four cores, at most eight, and none below eight cores.
+      workers: processes; 0: none; -1: one per four cores, at most eight, and none below eight cores or if their batches
+        do not fit into shared memory.
+      batch_bytes: size of a batch.
       available: cores.
+      shared_memory: free bytes of it.
 
     Returns:
       Threads per process, and the number of worker processes.
+
+    Raises:
+      InputError: the batches of so many workers do not fit into shared memory. They would be killed by SIGBUS.
     """
     threads = threads or available
-    if workers < 0:
+    automatic = workers < 0
+    if automatic:
         workers = min(available // _CORES_PER_WORKER, _MOST_WORKERS) if available >= 2 * _CORES_PER_WORKER else 0
+    if (needed := workers * _BATCHES_PER_WORKER * batch_bytes) > shared_memory:
+        problem = (
+            f"/dev/shm has {shared_memory / 1e6:.0f} MB free, the batches of {workers} worker processes take "
+            f"{needed / 1e6:.0f} MB; containers get more by --shm-size"
+        )
+        if not automatic:
+            raise InputError(f"config.data.loader.workers={workers}: {problem}; 0 uses threads only")
+        logger.warning("%s; threads load the data instead, and may not keep up with an accelerator", problem)
+        workers = 0
     return -(-threads // max(workers, 1)), workers
+
+
+def shared_memory() -> int:
+    """Free bytes of /dev/shm, where workers leave their batches; without such a folder more than any batch."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return sys.maxsize
 
 
 @contextlib.contextmanager

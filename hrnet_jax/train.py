@@ -34,7 +34,7 @@ from data_pipelines import storage
 from data_pipelines.json_files import read_json_if_intact
 from data_pipelines.keypoints import keypoint_set
 from data_pipelines.pipeline import TrainData, iterate
-from data_pipelines.processes import cores, division
+from data_pipelines.processes import cores, division, shared_memory
 from eval import coco
 from eval.distances import format_distances
 from hrnet_jax import config as config_lib
@@ -145,7 +145,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         is_evaluated = checkpoints.is_evaluated(start_step)
         writer = stack.enter_context(metrics.MetricWriter(workdir, start_step, is_evaluated, is_main_host()))
         hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
-        threads, workers = division(config.data.loader.threads, config.data.loader.workers, cores())
+        batch_bytes = data.sample_bytes * config.batch_size // jax.process_count()
+        loader = config.data.loader
+        threads, workers = division(loader.threads, loader.workers, batch_bytes, cores(), shared_memory())
         stream = data.batches(config.batch_size, start_step=start_step, **hosts)
         batches = iterate(stream, threads=threads, workers=workers)
         stack.callback(batches.close)

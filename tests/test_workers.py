@@ -18,6 +18,7 @@ import time
 import grain
 import pytest
 
+from data_pipelines.errors import InputError
 from data_pipelines.pipeline import TrainData, iterate
 from data_pipelines.processes import become_worker, division, starting_workers
 from tests.helpers import REPOSITORY, crops, pipeline_config
@@ -137,7 +138,8 @@ def test_workers_of_a_killed_process_end_and_leave_no_shared_memory(tmp_path, sh
         textwrap.dedent(
             f"""
             import json, os, signal
-            from data_pipelines.pipeline import TrainData, iterate
+            from data_pipelines.errors import InputError
+from data_pipelines.pipeline import TrainData, iterate
             from tests.helpers import crops, pipeline_config
             from tests.test_workers import children, shared_memory
 
@@ -193,4 +195,17 @@ def test_workers_of_pools_heed_their_parent_only():
     ],
 )
 def test_threads_and_processes_by_the_cores(threads, workers, cores, expected):
-    assert division(threads, workers, cores) == expected
+    assert division(threads, workers, 10**6, cores, 10**9) == expected
+
+
+def test_batches_fit_into_shared_memory(shared, caplog):
+    """Four batches per worker. Whoever asked for workers is told; otherwise threads load the data."""
+    data = TrainData.load(pipeline_config(shared / "data"), crops())
+    batch = data.batches(4)[0]
+    assert sum(array.nbytes for array in batch.values()) == pytest.approx(4 * data.sample_bytes, rel=0.01)
+    assert division(8, 2, 10**7, 8, 8 * 10**7) == (4, 2)
+    with pytest.raises(InputError, match=r"workers=2: /dev/shm has 80 MB free, .* take 88 MB; .*--shm-size"):
+        division(8, 2, 11 * 10**6, 8, 8 * 10**7)
+    assert not caplog.records
+    assert division(0, -1, 11 * 10**6, 8, 8 * 10**7) == (8, 0)
+    assert "threads load the data instead" in caplog.text
