@@ -58,7 +58,7 @@ COMMON: dict[str, Callable[[Step], str]] = {
     "HBM bytes per image": lambda s: f"{s['bytes'] / s['images'] / 1e6:.0f} MB",
 }
 TIMES: dict[str, Callable[[Step], str]] = {
-    "minimum time by HBM bandwidth; by FLOP/s": lambda s: " ; ".join(
+    "minimum time by HBM bandwidth; by FLOP/s": lambda s: "; ".join(
         f"{s['seconds'][key] * 1e3:.1f} ms" for key in ("HBM", "compute")
     ),
     "images/s per chip, at most": lambda s: f"{s['images'] / s['seconds'][s['bound']]:,.0f}",
@@ -66,8 +66,9 @@ TIMES: dict[str, Callable[[Step], str]] = {
 }
 TPU = {
     **COMMON,
-    "the compiler's estimate per image": lambda s: f"{s['cycles'] / s['images'] / 1e3:.0f} k cycles",
     **TIMES,
+    "the compiler's estimate per image": lambda s: f"{s['cycles'] / s['images'] / 1e3:,.0f} k cycles",
+    "images/s per chip, by that estimate": lambda s: f"{s['images'] / s['estimated_seconds']:,.0f}",
     "all-reduces": exchanged,
     "executable file": lambda s: f"{s['executable_bytes'] / 1e6:.0f} MB",
 }
@@ -91,10 +92,13 @@ def table(title: str, rows: Mapping[str, Callable[[Step], str]], steps: list[Ste
 def page(text: str) -> str:
     """The page with its tables made anew."""
     steps = json.loads(RECORDS.read_text()).values()
+    ordered = sorted(steps, key=lambda s: (s["step"] == "eval", s["topology"], -s["batch_size"]))
     for name, rows in (("tpu", TPU), ("gpu", GPU)):
-        chosen = [step for step in steps if (step["topology"][0] == "v") == (name == "tpu")]
+        chosen = [step for step in ordered if (step["topology"][0] == "v") == (name == "tpu")]
+        if not chosen:
+            continue
         new = table(chosen[0]["model"], rows, chosen)
-        text = re.sub(rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)", rf"\g<1>{new}\g<2>", text, flags=re.DOTALL)
+        text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", rf"\g<1>\n{new}\n\g<2>", text, flags=re.DOTALL)
     return text
 
 

@@ -278,6 +278,7 @@ def _compile_and_measure(step: str, config: ConfigDict, slice_: Slice) -> dict[s
         "flops": flops,
         "bytes": accessed,
         "cycles": traffic and traffic.cycles,
+        "estimated_seconds": traffic and chip.clock and traffic.cycles / (chip.clock * 1e9),
         "seconds": times,
         "bound": max(times, key=times.__getitem__),
         "collectives": [dataclasses.asdict(c) for c in moved],
@@ -332,6 +333,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     row("minimum time of collectives", lambda s: _milliseconds(s["seconds"]["ICI"]))
     row("**bound by**", lambda s: f"**{s['bound']}**")
     row(f"maximum images/s per {unit}", lambda s: f"{s['images'] / s['seconds'][s['bound']]:.0f}")
+    if chip.clock:
+        row("images/s by the compiler's estimate", lambda s: f"{s['images'] / s['estimated_seconds']:.0f}")
     row(
         "collectives and size of their results",
         lambda s: (

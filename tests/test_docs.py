@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -202,3 +203,12 @@ def test_python_runs(place, page):
         timeout=300,
     )
     assert done.returncode == 0, f"{page}\n{done.stderr}"
+
+
+def test_the_tables_of_compiled_steps_are_those_of_their_records():
+    """If this fails: python docs/aot.py."""
+    script = runpy.run_path(str(REPOSITORY / "docs/aot.py"))
+    text = script["PAGE"].read_text()
+    assert script["page"](text) == text
+    changed = text.replace("| 681 MB |", "| 618 MB |")
+    assert changed != text == script["page"](changed)
