@@ -74,7 +74,9 @@ def test_committed_as_jupyter_executed_it(name):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell["outputs"]]
     assert {output.get("name", output["output_type"]) for output in outputs} == {"stdout", "execute_result"}
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    pictures = [output["data"] for output in outputs if output["output_type"] == "execute_result"]
+    assert pictures
+    assert all(("image/png" in data) != ("image/jpeg" in data) for data in pictures)
     assert not any(place in content for place in ("/tmp/", "/root/", "/home/", str(REPOSITORY)))
     for cell in notebook["cells"]:
         keys = {"cell_type", "id", "metadata", "source"}
