@@ -29,14 +29,16 @@ from hrnet_jax.tpu.gcloud import (
     RUNTIMES,
     SETUP,
     SOURCE,
+    STOPPED,
     Tpu,
+    kill_command,
     start_command,
     status_command,
     stop_command,
     unpack_command,
 )
 
-COMMANDS = ("create", "run", "resume", "watch", "delete")
+COMMANDS = ("create", "run", "resume", "watch", "stop", "delete")
 
 OPTIONS: command_line.Options = {
     "command": (None, f"{', '.join(COMMANDS)}; may be given as the first argument; resume equals run"),
@@ -122,18 +124,25 @@ class Launcher:
                 raise InputError("installing failed; see the output above")
 
     def run(self) -> int:
-        """Trains to the end, across preemptions; returns the exit code."""
+        """Trains to the end, across preemptions, or until `stop`; returns the exit code.
+
+        Raises InputError if the TPU was deleted meanwhile: a preempted one stays in the queue.
+        """
         for restarts in range(self.options.max_restarts + 1):
             self.create()
             if restarts:
-                _call(self.tpu.ssh(stop_command()))
+                _call(self.tpu.ssh(kill_command()))
             started = _call(self.tpu.ssh(start_command(self.options.arguments)), show=True).returncode == 0
             code = self.watch() if started else "lost"
             if code == 0:
                 return 0
             # Preempted hosts may report any code; only the queue shows whether they were preempted.
             self._sleep(self.options.poll)
-            if self.state() == "ACTIVE" and isinstance(code, int) and code != INTERRUPTED:
+            state = self.state()
+            if state in (None, "DELETING"):
+                raise InputError(f"{self.options.name} was deleted; the same command would create it again")
+            stopped = code == INTERRUPTED and _call(self.tpu.ssh(f"test -e {STOPPED}")).returncode == 0
+            if state == "ACTIVE" and isinstance(code, int) and (code != INTERRUPTED or stopped):
                 return code
             print(f"interrupted ({code}); going on", flush=True)
         raise InputError(f"interrupted more than --max_restarts={self.options.max_restarts} times")
@@ -159,6 +168,16 @@ class Launcher:
             elif (missed := missed + 1) == _PATIENCE:
                 raise InputError(f"the hosts are ACTIVE but do not answer: {_last_line(asked.stderr)}")
             self._sleep(self.options.poll)
+
+    def stop(self) -> int:
+        """Asks the training to save and end, and waits for it; returns 0 if it did."""
+        if _call(self.tpu.ssh(stop_command())).returncode:
+            raise InputError(f"no training runs on {self.options.name}")
+        code = self.watch()
+        if code not in (0, INTERRUPTED):
+            return code if isinstance(code, int) else 1
+        print(f"the training ended; `run` continues it, `delete` ends the costs of {self.options.name}")
+        return 0
 
     def delete(self) -> None:
         """Deletes everything except the contents of buckets."""
@@ -217,6 +236,8 @@ def plan(options: SimpleNamespace) -> list[list[str]]:
     watch = [tpu.ssh(status_command()), tpu.ssh(f"tail -c +1 {RUN}/log", worker="0")]
     if options.command == "watch":
         return watch
+    if options.command == "stop":
+        return [tpu.ssh(stop_command()), *watch]
     if options.command == "delete":
         return [tpu.delete()]
     archive = ["git", "-C", options.source, "archive", "--format=tar.gz", f"--output={ARCHIVE}", "HEAD"]
@@ -229,7 +250,7 @@ def plan(options: SimpleNamespace) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the training's exit code, or 1 after printing an error."""
-    interrupted = "\nthe training continues, and costs; `watch` and `run` follow it, `delete` ends it"
+    interrupted = "\nthe training continues, and costs; `watch` and `run` follow it, `stop` saves and ends it"
     return command_line.status(lambda: _launch(parse(sys.argv[1:] if arguments is None else arguments)), interrupted)
 
 
@@ -246,6 +267,8 @@ def _launch(options: SimpleNamespace) -> int:
             if not isinstance(code, int):
                 raise InputError(f"no training runs on {options.name}")
             return code
+        case "stop":
+            return launcher.stop()
         case "delete":
             launcher.delete()
         case _:

@@ -1,11 +1,13 @@
 """Launching on a cloud: the commands, and the loop through preemptions, against a stand-in for gcloud."""
 
+import concurrent.futures
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -137,6 +139,36 @@ def test_what_is_left_of_a_training_is_ended_before_the_next(cloud, source, trai
     assert call("run", source, program, *TRAINING, type="v5litepod-16") == 0
     assert verbs(cloud) == ["create", "scp"]
     assert (cloud / "calls").read_text().count("setsid") == 2
+
+
+@pytest.fixture
+def following(cloud, source, trainer):
+    """`run` in a thread, while the training works; it saves when it is asked to end."""
+    program, script = trainer
+    script.write_text("trap 'exit 75' TERM; echo working; while :; do sleep 0.05; done\nexit 0\n")
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        run = thread.submit(call, "run", source, program, *TRAINING)
+        log = cloud / "hosts/0/hrnet_run/log"
+        while not (log.exists() and "working" in log.read_text()):
+            time.sleep(0.05)
+        yield run
+
+
+def test_a_training_that_is_stopped_is_not_started_again_until_asked(cloud, source, trainer, following, capfd):
+    assert call("stop", source, trainer[0]) == 0
+    assert following.result(60) == 75
+    assert "the training ended; `run` continues it" in capfd.readouterr().out
+    assert call("stop", source, trainer[0]) == 1
+    assert "no training runs on pose" in capfd.readouterr().err
+    assert call("run", source, trainer[0], *TRAINING) == 0
+    assert verbs(cloud) == ["create", "scp"]
+
+
+def test_a_machine_that_is_deleted_is_not_created_again(cloud, source, trainer, following, capfd):
+    assert call("delete", source, trainer[0]) == 0
+    assert following.result(60) == 1
+    assert "pose was deleted" in capfd.readouterr().err
+    assert verbs(cloud) == ["create", "scp", "delete"]
 
 
 @pytest.mark.parametrize(

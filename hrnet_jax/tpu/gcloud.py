@@ -29,6 +29,7 @@ SETUP = (
 )
 SOURCE = "~/hrnet_jax"  # the code on the hosts
 RUN = "~/hrnet_run"  # a run's log, pid and exit code on the hosts
+STOPPED = f"{RUN}/stopped"  # exists after `stop_command`
 ARCHIVE = "hrnet_jax.tar.gz"
 ANSWER = "hrnet-status"
 
@@ -95,12 +96,17 @@ def start_command(arguments: Sequence[str]) -> str:
     wrapped = shlex.quote(f"{train} >> {RUN}/log 2>&1; echo $? > {RUN}/code; mv {RUN}/code {RUN}/exit")
     return (
         f'if [ ! -e {RUN}/exit ] && kill -0 "$(cat {RUN}/pid 2>/dev/null)" 2>/dev/null; then exit 0; fi; '
-        f"cd {SOURCE} && rm -f {RUN}/exit || exit; "
+        f"cd {SOURCE} && rm -f {RUN}/exit {STOPPED} || exit; "
         f"setsid nohup bash -c {wrapped} > /dev/null 2>&1 < /dev/null & echo $! > {RUN}/pid"
     )
 
 
 def stop_command() -> str:
+    """On a host: asks the training to save and end, and notes that it was asked; fails if none runs."""
+    return f'touch {STOPPED}; pkill -TERM -P "$(cat {RUN}/pid)"'
+
+
+def kill_command() -> str:
     """On a host: kills the remaining processes of a training."""
     return f'kill -KILL -- "-$(cat {RUN}/pid)" 2>/dev/null; rm -f {RUN}/pid'
 
