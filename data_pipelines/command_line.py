@@ -107,17 +107,23 @@ def progress(total: int | None, unit: str = " images", *, shown: bool = True) ->
 
     with tqdm.tqdm(total=total, unit=unit, disable=None if shown else True) as bar:
         start = told = time.monotonic()
-        done = 0
+        done = last = 0
+
+        def tell() -> None:
+            nonlocal told, last
+            told, last = time.monotonic(), done
+            print(bar.format_meter(done, total, told - start, unit=unit), file=sys.stderr, flush=True)
 
         def advance(count: int) -> None:
-            nonlocal done, told
+            nonlocal done
             done += count
             bar.update(count)
             if shown and bar.disable and time.monotonic() - told > _SILENCE:
-                told = time.monotonic()
-                print(bar.format_meter(done, total, told - start, unit=unit), file=sys.stderr, flush=True)
+                tell()
 
         yield advance
+        if 0 < last < done:  # the last line says that all is done
+            tell()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -236,6 +236,9 @@ class EvalData:
         instances = _detected(config, source) if source["boxes"] else _annotated(config, source)
         instances = _mapped(instances, source, config)
 
+        if config["data"]["format"] == "files":
+            _check_images(instances)
+
         order = np.argsort(instances.image_id, kind="stable")
         cuts = np.flatnonzero(np.diff(instances.image_id[order])) + 1
         by_image = [rows.tolist() for rows in np.split(order, cuts)]
@@ -389,7 +392,19 @@ class _HostSlice(grain.MapDataset):
         return self._parent[(batch * self._hosts + self._host) * self._size + offset]
 
 
+def _check_images(instances: Instances) -> None:
+    """Raises InputError if an image of an evaluation is missing, which would otherwise end a run after hours."""
+    first = np.unique(np.asarray(instances.image_id), return_index=True)[1].tolist()
+    missing = [path for path in map(instances.path, first) if not os.path.exists(path)]
+    if missing:
+        raise InputError(f"{missing[0]}: no such image; {len(missing)} of {len(first)} images to evaluate are missing")
+
+
 def _annotated(config: Config, source: Config) -> Instances:
+    root = config["data"]["root"]
+    if "://" not in root and not os.path.isdir(root):
+        where = "" if os.path.isabs(root) else f" in {os.getcwd()}"
+        raise InputError(f"config.data.root={root}: no such folder{where}")
     labels, form = keypoint_set(source["keypoints"]), config["data"]["format"]
     if form == "tfds":
         return load_prepared(_path(config, source["prepared"]), labels)

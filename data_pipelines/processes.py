@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from data_pipelines.errors import InputError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Python runs one thread of a process at a time, for 0.3 ms per sample: four cores come close to that limit. Eight
 # workers are enough for 25,000 samples/s, and each takes memory for its batches.
@@ -81,7 +81,7 @@ def starting_workers() -> Iterator[None]:
     """A context for spawning processes, each of which must call `become_worker` first.
 
     Spawned processes import the program's main module, with all that a trainer needs, unless it is a package's
-    __main__; so the main module is renamed here. They inherit blocked SIGINT and SIGTERM.
+    __main__; so the main module is renamed here. They inherit blocked signals.
     """
     # Starting the resource tracker, which must outlive the workers to remove their shared memory, unblocks the signals.
     multiprocessing.resource_tracker.ensure_running()
@@ -98,10 +98,10 @@ def starting_workers() -> Iterator[None]:
 
 
 def become_worker() -> None:
-    """Ends this process when its parent ends or sends it SIGTERM; SIGINT and SIGTERM from others are ignored.
+    """Ends this process when its parent ends or sends it SIGTERM; other SIGINT, SIGTERM and SIGHUP are ignored.
 
-    Terminals send SIGINT, and Slurm and containers send SIGTERM, to all processes of a command. The parent decides what
-    happens then, because it may need its workers until it has saved.
+    Terminals send SIGINT and, when they are closed, SIGHUP, and Slurm and containers send SIGTERM, to all processes of
+    a command. The parent decides what happens then, because it may need its workers until it has saved.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -30,7 +30,7 @@ checkpoint, the newest first. **None was trained to completion or evaluated here
 
 This command trains any of them: `--config` is in the first table, `--config.init` in the column "trained from" of the
 [second](#published-models-by-name). `DATA` contains `coco/` and `aic/` ([data.md](data.md)). The further variant `bf16`
-computes in bfloat16.
+computes in bfloat16. Commands run in the project's environment: `source .venv/bin/activate` after `make install`.
 
 ```sh
 python -m hrnet_jax.train --config configs/coco.py:w48,384x288,udp --workdir DIR --config.data.root=DATA \\

@@ -146,7 +146,7 @@ def check_devices(config: ConfigDict, devices: int, training: bool = True) -> No
     batch = config.batch_size if training else 0
     for key, size in (("batch_size", batch), ("eval.batch_size", config.eval.batch_size)):
         if size % devices:
-            raise InputError(f"config.{key}={size} does not divide by the {devices} devices")
+            raise InputError(f"config.{key}={size} is not a multiple of the {devices} devices")
     if not training:
         return
     group, share = min(config.model.get("group_size") or batch, batch), batch // devices

@@ -168,6 +168,8 @@ def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
     if not values["detect_every"]:
         raise InputError("--detect_every=0: must be 1 or more")
     boxes = None
+    if not (values["boxes"] or values["annotations"] or values["detector"]):
+        logger.info("without --boxes or --detector, each image is taken as the box of one person")
     if values["boxes"] or values["annotations"]:
         path = values["boxes"] or values["annotations"]
         boxes = read_boxes(path, labels, values["annotations"], values["box_threshold"], values["box_format"])

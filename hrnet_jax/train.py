@@ -66,6 +66,7 @@ from hrnet_jax.weights.initial import initial_model, initialised
 
 logger = logging.getLogger(__name__)
 
+_ON_CPU = ": many minutes for HRNet-W32 on a CPU, and seconds per step; the variant `small` is for CPUs"
 _AT_RANDOM = "at random; the published AP take a backbone trained on ImageNet: --config.init=hrnet_w32-imagenet"
 
 
@@ -112,6 +113,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         sources = [source.name for source in data.sources]
         people = ", ".join(f"{source.name}: {len(source)} people" for source in data.sources)
         logger.info("%s; %d steps per epoch", people, steps_per_epoch)
+        if late := [epoch for epoch in config.optimizer.milestones if epoch >= config.epochs]:
+            logger.warning("config.optimizer.milestones: %s are not reached in %d epochs", late, config.epochs)
 
         # Optimizer, evaluator.
         schedule = learning_rate(config, steps_per_epoch)
@@ -155,6 +158,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         profiler = stack.enter_context(Profiler(workdir, config.profile))
         run = Run(config, folder, network, checkpoints, evaluator, writer, log, {"progress": progress, "data": history})
 
+        logger.info("compiling the training step%s", _ON_CPU if _is_slow(config) else "")
         with StopRequest() as stop:
             # A run that was stopped or killed during an evaluation repeats it.
             if start_step and start_step % steps_per_epoch == 0:
@@ -180,6 +184,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
                 checkpoints.wait()
                 raise Interrupted(f"stopped at step {step} of {total_steps} and saved; the same command continues")
     return read_json_if_intact(folder / "metrics.json", dict) or {}
+
+
+def _is_slow(config: ConfigDict) -> bool:
+    return jax.default_backend() == "cpu" and config.model.variant in ("w32", "w48")
 
 
 def _initial(config: ConfigDict, params: Arrays, stats: Arrays) -> tuple[Arrays, Arrays, dict[str, str] | None]:

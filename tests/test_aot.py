@@ -270,7 +270,7 @@ def test_four_chips(tmp_path):
     ("arguments", "message"),
     [
         (("v5e:3x3",), "v5e:3x3: Topology layout"),
-        (("v5e:2x2", "--config.batch_size=18"), "config.batch_size=18 does not divide by the 4 devices"),
+        (("v5e:2x2", "--config.batch_size=18"), "config.batch_size=18 is not a multiple of the 4 devices"),
         (("v5e:2x2", "--config.devices=2"), "config.devices=2: all 4 devices of v5e:2x2 must be used"),
         (("v5e:2x2", "--steps=train", "--config.batch_size=400000"), "exceeds available HBM (15.75G)"),
     ],

@@ -88,3 +88,13 @@ def test_progress_says_how_far_and_how_long(capsys, monkeypatch, shown):
         assert "1/4 [" in lines[0]
         assert "100%" in lines[1]
         assert "people/s" in lines[1]
+
+
+def test_the_last_line_of_progress_says_that_all_is_done(capsys, monkeypatch):
+    times = iter([0, 11, 12, 13, 14, 15])  # at the start, after each count and at each line
+    monkeypatch.setattr(command_line.time, "monotonic", lambda: next(times))
+    with progress(4, " people") as advance:
+        advance(1)
+        advance(3)
+    lines = capsys.readouterr().err.splitlines()
+    assert ["1/4" in lines[0], "4/4" in lines[1], len(lines)] == [True, True, 2]

@@ -103,7 +103,7 @@ TRAIN = ("hrnet_jax.train", "--config", "configs/quickstart.py", "--workdir", "{
         ((*TRAIN, "--config.batch_size=many"), "batch_size"),
         ((*TRAIN, "--batch-size=8"), "did you mean --config.batch_size or --config.eval.batch_size?"),
         ((*TRAIN, "--verbose"), "unknown flag --verbose; --help"),
-        ((*TRAIN, "--config.data.root={tmp}/none"), "none/"),
+        ((*TRAIN, "--config.data.root={tmp}/none"), "config.data.root={tmp}/none: no such folder"),
         (("hrnet_jax.train", "--config", "none.py", "--workdir", "{tmp}"), "none.py: no such config file"),
         (("hrnet_jax.train", "--config", "configs/coco.py:w64", "--workdir", "{tmp}"), "unknown variant w64"),
         (("hrnet_jax.train", "--config", "configs/coco.py"), "missing --workdir"),
@@ -113,6 +113,7 @@ TRAIN = ("hrnet_jax.train", "--config", "configs/quickstart.py", "--workdir", "{
     ],
 )
 def test_mistakes_get_one_line_and_status_1(people, tmp_path, arguments, message):
+    message = message.format(tmp=tmp_path)
     assert message in mistake(*(argument.format(people=people, tmp=tmp_path) for argument in arguments))
 
 

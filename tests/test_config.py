@@ -236,9 +236,9 @@ def test_some_devices_of_several_hosts_are_refused(monkeypatch):
 def test_an_evaluation_does_not_need_what_training_needs_of_devices():
     config = recipe()
     config.batch_size, config.accumulate = 15, 4
-    refused("config.batch_size=15 does not divide by the 2 devices", check_devices, config, 2)
+    refused("config.batch_size=15 is not a multiple of the 2 devices", check_devices, config, 2)
     check_devices(config, 2, training=False)
-    refused("config.eval.batch_size=16 does not divide by the 3 devices", check_devices, config, 3, training=False)
+    refused("config.eval.batch_size=16 is not a multiple of the 3 devices", check_devices, config, 3, training=False)
 
 
 # Config files

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import cv2
 import numpy as np
@@ -300,3 +301,18 @@ def test_sizes_that_do_not_divide_are_refused(config):
         create_train_dataset(config, CROPS, hosts=2)
     with pytest.raises(InputError, match=r"config\.eval\.batch_size=7 does not divide by 2 hosts"):
         create_eval_dataset(config, CROPS, hosts=2)
+
+
+def test_missing_images_of_an_evaluation_are_found_before_it(config, shared, tmp_path):
+    config = {**config, "data": {**config["data"], "root": str(tmp_path)}}
+    with pytest.raises(InputError, match=rf"config\.data\.root={tmp_path}/none: no such folder$"):
+        create_eval_dataset({**config, "data": {**config["data"], "root": f"{tmp_path}/none"}}, CROPS)
+    shutil.copytree(shared / "data/coco", tmp_path / "coco")
+    images = sorted((tmp_path / config["data"]["eval"]["images"]).iterdir())
+    total = len(create_eval_dataset(config, CROPS).images)
+    for path in images[5:7]:
+        path.unlink()
+    with pytest.raises(
+        InputError, match=rf"{images[5].name}: no such image; 2 of {total} images to evaluate are missing"
+    ):
+        create_eval_dataset(config, CROPS)

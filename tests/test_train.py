@@ -191,14 +191,28 @@ def test_a_second_signal_ends_the_process_even_while_native_code_runs():
             process.kill()
 
 
-def test_signals_are_as_before_afterwards():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
-    signal.set_wakeup_fd(before[2])
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_signals_are_as_before_afterwards(number):
+    before, wakeup = list(map(signal.getsignal, STOPS)), signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
     with StopRequest() as stop:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(number)
         assert stop.requested
-    assert before[:2] == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
-    assert signal.set_wakeup_fd(before[2]) == before[2]
+    assert before == list(map(signal.getsignal, STOPS))
+    assert signal.set_wakeup_fd(wakeup) == wakeup
+
+
+def test_nohup_is_heeded():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_finished_run_is_not_trained_again(shared, trained, tmp_path):
@@ -246,8 +260,8 @@ def test_a_converted_folder_is_not_trained_in(shared, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"batch_size": 15}, "batch_size=15 does not divide by the 2 devices"),
-        ({"eval.batch_size": 15}, "eval.batch_size=15 does not divide by the 2 devices"),
+        ({"batch_size": 15}, "batch_size=15 is not a multiple of the 2 devices"),
+        ({"eval.batch_size": 15}, "eval.batch_size=15 is not a multiple of the 2 devices"),
         ({"batch_size": 24, "model.group_size": 16}, "24 does not divide into groups of config.model.group_size=16"),
         (
             {"accumulate": 2, "model.group_size": 0},

@@ -120,13 +120,13 @@ def test_workers_give_what_threads_give(workers):
 
 
 def test_signals_of_others_do_not_end_workers(dataset):
-    """Slurm and containers send SIGTERM to all processes, terminals SIGINT, at any time."""
+    """Slurm and containers send SIGTERM to all processes, terminals SIGINT and SIGHUP, at any time."""
     before = children()
     batches = iterate(dataset, threads=1, workers=2)
     for _ in range(2):  # while they start, and once they work
         for child in children() - before:
-            subprocess.run(["kill", "-TERM", str(child)], check=True)
-            subprocess.run(["kill", "-INT", str(child)], check=True)
+            for name in ("TERM", "INT", "HUP"):
+                subprocess.run(["kill", f"-{name}", str(child)], check=True)
         collections.deque(itertools.islice(batches, 12), maxlen=0)
     batches.close()
     assert children() <= before
@@ -138,8 +138,7 @@ def test_workers_of_a_killed_process_end_and_leave_no_shared_memory(tmp_path, sh
         textwrap.dedent(
             f"""
             import json, os, signal
-            from data_pipelines.errors import InputError
-from data_pipelines.pipeline import TrainData, iterate
+            from data_pipelines.pipeline import TrainData, iterate
             from tests.helpers import crops, pipeline_config
             from tests.test_workers import children, shared_memory
 

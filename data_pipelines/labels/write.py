@@ -328,7 +328,8 @@ def _summary(
         f"Look at {output / 'contact_sheet.png'}: are the order of the keypoints, left and right, and the boxes right?"
     )
     lines += ["", look if sheet else _no_images(labels, source, output)]
-    lines += [f"Then: python -m hrnet_jax.train --config {output}/config.py --workdir runs/{keypoints.name}"]
+    train = f"python -m hrnet_jax.train --config {output}/config.py --workdir runs/{output.resolve().name}"
+    lines += [f"Then: {train} (on a CPU: config.py:small)"]
     return "\n".join(printable(line) for line in lines)
 
 

@@ -16,12 +16,13 @@ from jax.experimental import multihost_utils
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP comes when the terminal is closed; nohup ignores it.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOGETHER = 1.0  # seconds
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM sets `requested`, and a second ends the process at once.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP sets `requested`, and a second ends the process at once.
 
     One stop may arrive as several signals, forwarded by a wrapper or sent to every process of a job: those within
     `TOGETHER` seconds of the first count as one.
@@ -42,7 +43,8 @@ class StopRequest:
             self._hears.setblocking(False)
             self._wakeup = signal.set_wakeup_fd(self._hears.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=_leave_at_the_second, args=(self._heard,), daemon=True).start()
-            self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            heard = [s for s in _SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(self, *unused: Any) -> None:
@@ -62,7 +64,8 @@ class StopRequest:
         if self.requested:
             return
         self.requested = True
-        logger.info("%s: finishing the step and saving; again to exit at once", signal.Signals(number).name)
+        name = signal.Signals(number).name
+        logger.info("%s: finishing the step (the first after its compilation) and saving; again to exit at once", name)
 
 
 def _leave_at_the_second(heard: socket.socket) -> None:
