@@ -12,7 +12,7 @@ DEVICE ?=
 BENCH ?= $(RUN)
 MINUTES ?= 30
 QUICK = runs/quickstart
-PARALLEL = --numprocesses 3 --dist loadfile --no-loadscope-reorder
+PARALLEL = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install quickstart test test-quick lint benchmark reproduce
 

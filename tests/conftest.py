@@ -8,7 +8,6 @@ import inspect
 import logging
 import os
 import pathlib
-import tempfile
 
 import jax
 import pytest
@@ -19,12 +18,10 @@ from tests.helpers import REPOSITORY, STAGED, STAGES, local_config
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Also for the processes that tests start, so that a program is compiled once: it is found again in the cache, for the
-# same number of devices. With several test processes, the one that starts them makes the folder of the cache.
+# same number of devices, and by the next run of the tests. `rm -r .pytest_cache` empties it.
 SETTINGS = {"JAX_NUM_CPU_DEVICES": 2, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0}
 os.environ.update({name: str(value) for name, value in SETTINGS.items()})
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    _COMPILED = tempfile.TemporaryDirectory(prefix="hrnet_jax_tests_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".pytest_cache/compiled")
 for _name, _value in {**SETTINGS, "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"]}.items():
     jax.config.update(_name.lower(), _value)
 

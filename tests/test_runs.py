@@ -412,7 +412,7 @@ def test_every_start_is_recorded(shared, trained, workdir):
     first, second = record.read_starts(workdir)
     assert first == start
     assert second["process"] == os.getpid()
-    assert second["outcome"].startswith("InputError: nowhere/")
+    assert second["outcome"].startswith("InputError: config.data.root=nowhere: ")
     assert len(list((workdir / "logs").iterdir())) == 2
 
 
