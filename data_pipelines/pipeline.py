@@ -236,12 +236,11 @@ class EvalData:
         instances = _detected(config, source) if source["boxes"] else _annotated(config, source)
         instances = _mapped(instances, source, config)
 
-        if config["data"]["format"] == "files":
-            _check_images(instances)
-
         order = np.argsort(instances.image_id, kind="stable")
         cuts = np.flatnonzero(np.diff(instances.image_id[order])) + 1
         by_image = [rows.tolist() for rows in np.split(order, cuts)]
+        if config["data"]["format"] == "files":
+            _check_images([instances.path(rows[0]) for rows in by_image])
         per_host = batch_size // hosts
         steps = max(-(-sum(map(len, by_image[h::hosts])) // per_host) for h in range(hosts))
         return cls(
@@ -392,19 +391,13 @@ class _HostSlice(grain.MapDataset):
         return self._parent[(batch * self._hosts + self._host) * self._size + offset]
 
 
-def _check_images(instances: Instances) -> None:
+def _check_images(paths: Sequence[str]) -> None:
     """Raises InputError if an image of an evaluation is missing, which would otherwise end a run after hours."""
-    first = np.unique(np.asarray(instances.image_id), return_index=True)[1].tolist()
-    missing = [path for path in map(instances.path, first) if not os.path.exists(path)]
-    if missing:
-        raise InputError(f"{missing[0]}: no such image; {len(missing)} of {len(first)} images to evaluate are missing")
+    if missing := [path for path in paths if not os.path.exists(path)]:
+        raise InputError(f"{missing[0]}: no such image; {len(missing)} of {len(paths)} images to evaluate are missing")
 
 
 def _annotated(config: Config, source: Config) -> Instances:
-    root = config["data"]["root"]
-    if "://" not in root and not os.path.isdir(root):
-        where = "" if os.path.isabs(root) else f" in {os.getcwd()}"
-        raise InputError(f"config.data.root={root}: no such folder{where}")
     labels, form = keypoint_set(source["keypoints"]), config["data"]["format"]
     if form == "tfds":
         return load_prepared(_path(config, source["prepared"]), labels)
@@ -427,7 +420,13 @@ def _mapped(instances: Instances, source: Config, config: Config) -> Instances:
 
 
 def _path(config: Config, path: str) -> str:
-    return os.path.join(config["data"]["root"], path)
+    """A path below config.data.root. Raises InputError if that is no folder, unless the path does not need it."""
+    root = config["data"]["root"]
+    whole = os.path.join(root, path)
+    if whole != path and "://" not in root and not os.path.isdir(root):
+        where = "" if os.path.isabs(root) else f" in {os.getcwd()}"
+        raise InputError(f"config.data.root={root}: no such folder{where}")
+    return whole
 
 
 def _clipped(instances: Instances, row: int, size: tuple[int, int]) -> np.ndarray:

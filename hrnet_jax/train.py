@@ -113,7 +113,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         sources = [source.name for source in data.sources]
         people = ", ".join(f"{source.name}: {len(source)} people" for source in data.sources)
         logger.info("%s; %d steps per epoch", people, steps_per_epoch)
-        if late := [epoch for epoch in config.optimizer.milestones if epoch >= config.epochs]:
+        late = [epoch for epoch in config.optimizer.milestones if epoch >= config.epochs]
+        if late and config.optimizer.schedule == "steps":
             logger.warning("config.optimizer.milestones: %s are not reached in %d epochs", late, config.epochs)
 
         # Optimizer, evaluator.
@@ -158,7 +159,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         profiler = stack.enter_context(Profiler(workdir, config.profile))
         run = Run(config, folder, network, checkpoints, evaluator, writer, log, {"progress": progress, "data": history})
 
-        logger.info("compiling the training step%s", _ON_CPU if _is_slow(config) else "")
+        if start_step < total_steps:
+            logger.info("compiling the training step%s", _ON_CPU if _is_slow(config) else "")
         with StopRequest() as stop:
             # A run that was stopped or killed during an evaluation repeats it.
             if start_step and start_step % steps_per_epoch == 0:

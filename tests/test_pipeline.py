@@ -303,6 +303,15 @@ def test_sizes_that_do_not_divide_are_refused(config):
         create_eval_dataset(config, CROPS, hosts=2)
 
 
+def test_absolute_paths_need_no_root(config, shared):
+    evaluate, folder = config["data"]["eval"], shared / "data"
+    paths = {name: str(folder / evaluate[name]) for name in ("annotations", "images")}
+    expected = create_eval_dataset(config, CROPS).images
+    for root in ("", "/nowhere"):
+        data = {**config["data"], "root": root, "eval": {**evaluate, **paths}}
+        assert create_eval_dataset({**config, "data": data}, CROPS).images == expected
+
+
 def test_missing_images_of_an_evaluation_are_found_before_it(config, shared, tmp_path):
     config = {**config, "data": {**config["data"], "root": str(tmp_path)}}
     with pytest.raises(InputError, match=rf"config\.data\.root={tmp_path}/none: no such folder$"):
