@@ -28,20 +28,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from data_pipelines.processes import cores
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 NEEDED_GIB = 4  # drawn files, compiled programs
 
 # Packages by module that the steps and the loader import, and that a Python with JAX and PyTorch may lack.
 _NEEDED = {
-    **{
-        "jax": "jax",
-        "flax": "flax",
-        "optax": "optax",
-        "orbax": "orbax-checkpoint",
-        "etils": "etils",
-        "cv2": "opencv-python-headless",
-    },
-    **{"PIL": "pillow", "grain": "grain", "array_record": "array-record", "ml_collections": "ml-collections"},
+    **{"jax": "jax", "flax": "flax", "optax": "optax", "orbax": "orbax-checkpoint", "etils": "etils"},
+    **{"cv2": "opencv-python-headless", "PIL": "pillow", "grain": "grain", "array_record": "array-record"},
+    **{"ml_collections": "ml-collections"},
     **{"pycocotools": "pycocotools", "safetensors": "safetensors", "tqdm": "tqdm", "jaxtyping": "jaxtyping"},
     **{"absl": "absl-py", "yaml": "pyyaml", "flatbuffers": "flatbuffers", "portpicker": "portpicker"},
 }
@@ -130,7 +126,7 @@ def conditions() -> dict[str, Any]:
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     return {
         "device": f"{count} x {kind} ({platform})",
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "versions": versions,
         "commit": commit,
     }

@@ -35,16 +35,13 @@ def measure(program: Step) -> dict[str, Any]:
         profile = jax.profiler.ProfileData.from_file(str(path))
         total: dict[str, float] = defaultdict(float)
         count: dict[str, int] = defaultdict(int)
-        for plane in profile.planes:
-            for line in plane.lines:
-                if not _runs_kernels(plane.name, line.name):
-                    continue
-                for event in line.events:
-                    if "::" in event.name or event.name.startswith("end: "):  # XLA's own, around a CPU's operations
-                        continue
-                    kind = _kind(event.name)
-                    total[kind] += event.duration_ns
-                    count[kind] += 1
+        lines = [line for plane in profile.planes for line in plane.lines if _runs_kernels(plane.name, line.name)]
+        for event in (event for line in lines for event in line.events):
+            if "::" in event.name or event.name.startswith("end: "):  # XLA's own, around a CPU's operations
+                continue
+            kind = _kind(event.name)
+            total[kind] += event.duration_ns
+            count[kind] += 1
     kinds = [
         {"kind": kind, "milliseconds": total[kind] / STEPS / 1e6, "launches": count[kind] / STEPS}
         for kind in sorted(total, key=total.__getitem__, reverse=True)

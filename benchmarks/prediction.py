@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import resource
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data_pipelines.processes import cores
 from hrnet_jax import config as config_lib
 from hrnet_jax.inference.ahead import ahead
 from hrnet_jax.inference.boxes import BoxFile
@@ -92,7 +92,7 @@ def measure(folder: pathlib.Path, images: int, boxes_per_image: int, batch_size:
     return {
         "images": images,
         "boxes": images * boxes_per_image,
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": cores(),
         **{name: {**part, "images_per_second": images / part["seconds"]} for name, part in parts.items()},
         "python_cpu_seconds": cpu["predict"] - cpu["decode and warp"] - cpu["network"],
         "peak_megabytes": dict(zip(("a quarter", "all"), memory, strict=True)),

@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks.model import numbers, sizes, words
 from benchmarks.sides import Side, measure_in_turns
+from data_pipelines.processes import cores
 
 # The recipe's training: people of COCO train2017 and AIC with keypoints.
 EPOCHS, PEOPLE = 210, 528_165
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1440, help="after which the rest stays unmeasured")
     parser.add_argument("--root", type=pathlib.Path, help="folder with coco/..., instead of files that are drawn")
     parser.add_argument("--people", type=int, default=4096, help="people, one an image, to draw")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of the loaders")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes of the loaders")
     parser.add_argument("--log", default=os.devnull, help="file for what the sides write to standard error")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     arguments = parser.parse_args()

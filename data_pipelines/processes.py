@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 from data_pipelines.errors import InputError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What stops a run: from a terminal, from a scheduler, and from a terminal that is closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Python runs one thread of a process at a time, for 0.3 ms per sample: four cores come close to that limit. Eight
 # workers are enough for 25,000 samples/s, and each takes memory for its batches.
@@ -88,7 +89,7 @@ def starting_workers() -> Iterator[None]:
     with _starting:
         main = sys.modules["__main__"]
         spec = getattr(main, "__spec__", None)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         main.__spec__ = importlib.machinery.ModuleSpec("data_pipelines.__main__", None)
         try:
             yield
@@ -103,7 +104,7 @@ def become_worker() -> None:
     Terminals send SIGINT and, when they are closed, SIGHUP, and Slurm and containers send SIGTERM, to all processes of
     a command. The parent decides what happens then, because it may need its workers until it has saved.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -111,7 +112,7 @@ def _end_with_parent() -> None:
     # Linux's PR_SET_PDEATHSIG would fire when the thread ends that started this process.
     parent = multiprocessing.parent_process()
     while parent and os.getppid() == parent.pid:
-        heard = signal.sigtimedwait(_SIGNALS, 1)
+        heard = signal.sigtimedwait(SIGNALS, 1)
         if heard and heard.si_signo == signal.SIGTERM and heard.si_pid == parent.pid:
             break
     os._exit(1)

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hrnet_jax.aot import needed_bytes
+
 PAGE = pathlib.Path(__file__).with_suffix(".md")
 RECORDS = PAGE.with_suffix(".json")
 
@@ -39,12 +41,6 @@ def gib(count: float) -> str:
     return f"{count / 2**30:.1f}"
 
 
-def needed(step: Step) -> int:
-    """All of a step's memory."""
-    beside = step["output_bytes"] - step["alias_bytes"]
-    return step["argument_bytes"] + beside + step["temporary_bytes"] + step["program_bytes"]
-
-
 def exchanged(step: Step) -> str:
     """Collectives and their size."""
     parts = [f"{c['count']} over {c['devices']} ({c['bytes'] / 1e6:.1f} MB)" for c in step["collectives"]]
@@ -53,7 +49,7 @@ def exchanged(step: Step) -> str:
 
 COMMON: dict[str, Callable[[Step], str]] = {
     "images per chip": lambda s: f"{s['images']}",
-    "memory per chip, of its HBM": lambda s: f"{gib(needed(s))} of {gib(s['hbm_bytes'])} GiB",
+    "memory per chip, of its HBM": lambda s: f"{gib(needed_bytes(s))} of {gib(s['hbm_bytes'])} GiB",
     "FLOPs per image": lambda s: f"{s['flops'] / s['images'] / 1e9:.1f} G",
     "HBM bytes per image": lambda s: f"{s['bytes'] / s['images'] / 1e6:.0f} MB",
 }

@@ -196,9 +196,7 @@ def _target(gpu: Gpu) -> str:
 
 def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """The trainer's step, "train" or "eval", on abstract arguments with the trainer's shardings."""
-    model = abstract_model(config)
-    network, codec = FunctionalModel.of(model), create_codec(config.codec)
-    joints = keypoint_set(config.keypoints)
+    codec, joints = create_codec(config.codec), keypoint_set(config.keypoints)
     split = NamedSharding(mesh, PartitionSpec("data"))
 
     size = config.batch_size if step == "train" else config.eval.batch_size
@@ -214,6 +212,8 @@ def lower(step: str, config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
         weights = abstract_weights(folded, config.model.dtype, replicated(mesh))
         eval_step: Any = make_eval_step(folded, codec, joints.flip_indices, config.eval.flip_test)
         return eval_step.lower(weights, {}, batch["image"])
+    model = abstract_model(config)
+    network = FunctionalModel.of(model)
     # The epoch length is a constant of the schedule and affects neither time nor memory.
     optimizer = create_optimizer(config, learning_rate(config, steps_per_epoch=1000), network.param_layout)
     fresh = functools.partial(new_state, network, optimizer=optimizer, ema_decay=config.ema)
@@ -310,8 +310,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     row("other outputs", lambda s: gib(s["output_bytes"] - s["alias_bytes"]))
     row("temporaries", lambda s: gib(s["temporary_bytes"]))
     row("program", lambda s: gib(s["program_bytes"]))
-    row("**total**", lambda s: f"**{gib(_needed(s))}**")
-    row(f"fits {gib(report['hbm_bytes'])}", lambda s: f"{_needed(s) / report['hbm_bytes']:.0%}")
+    row("**total**", lambda s: f"**{gib(needed_bytes(s))}**")
+    row(f"fits {gib(report['hbm_bytes'])}", lambda s: f"{needed_bytes(s) / report['hbm_bytes']:.0%}")
     row("FLOPs per image", lambda s: f"{s['flops'] / s['images'] / 1e9:.1f} G")
     row("HBM bytes per image", lambda s: f"{s['bytes'] / s['images'] / 1e9:.2f} GB")
     if kind in GPUS:
@@ -364,7 +364,7 @@ def _of_convolutions(step: Mapping[str, Any]) -> int:
     return _sum([entry for entry in step["kernels"] if entry["kind"] == "convolution"], "bytes")
 
 
-def _needed(step: Mapping[str, Any]) -> int:
+def needed_bytes(step: Mapping[str, Any]) -> int:
     """The sum of a step's memory; the real peak is smaller if not all exists at the same time."""
     beside = step["output_bytes"] - step["alias_bytes"]
     return step["argument_bytes"] + beside + step["temporary_bytes"] + step["program_bytes"]

@@ -20,9 +20,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Also for the processes that tests start, so that a program is compiled once: it is found again in the cache, for the
 # same number of devices, and by the next run of the tests. `rm -r .pytest_cache` empties it.
 SETTINGS = {"JAX_NUM_CPU_DEVICES": 2, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0}
+SETTINGS["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".pytest_cache/compiled")
 os.environ.update({name: str(value) for name, value in SETTINGS.items()})
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPOSITORY / ".pytest_cache/compiled")
-for _name, _value in {**SETTINGS, "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"]}.items():
+for _name, _value in SETTINGS.items():
     jax.config.update(_name.lower(), _value)
 
 # Tracing creates millions of objects, few of them in cycles: looking for these less often saves a tenth of the time.

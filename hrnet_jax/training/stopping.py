@@ -14,10 +14,10 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from data_pipelines.processes import SIGNALS
+
 logger = logging.getLogger(__name__)
 
-# SIGHUP comes when the terminal is closed; nohup ignores it.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOGETHER = 1.0  # seconds
 
 
@@ -43,7 +43,8 @@ class StopRequest:
             self._hears.setblocking(False)
             self._wakeup = signal.set_wakeup_fd(self._hears.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=_leave_at_the_second, args=(self._heard,), daemon=True).start()
-            heard = [s for s in _SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+            # nohup ignores SIGHUP.
+            heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
             self._handlers = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
@@ -72,7 +73,7 @@ def _leave_at_the_second(heard: socket.socket) -> None:
     with heard:
         first = None
         while number := heard.recv(1):
-            if number[0] not in _SIGNALS:
+            if number[0] not in SIGNALS:
                 continue
             first = first or time.monotonic()
             if time.monotonic() - first > TOGETHER:
