@@ -39,7 +39,7 @@ install: .venv/installed$(DEVICE)
 
 quickstart: install
 	$(RUN) -m data_pipelines.synthetic --root runs/synthetic
-	$(RUN) benchmarks/difficulty.py --root runs/synthetic
+	$(RUN) -m benchmarks.difficulty --root runs/synthetic
 	$(RUN) -m hrnet_jax.train --config configs/quickstart.py --workdir $(QUICK)
 	$(RUN) -m hrnet_jax.evaluate --checkpoint $(QUICK) --output $(QUICK)/annotated_boxes --config.data.eval.boxes=
 

@@ -1,7 +1,7 @@
 """What compiling the train step costs, plain and with equal blocks and modules as loops (`config.model.scan`).
 
-    python benchmarks/compile_time.py --json compile_time.json
-    python benchmarks/compile_time.py --variant small        # one block a branch: for a quick look, loops gain nothing
+    python -m benchmarks.compile_time --json compile_time.json
+    python -m benchmarks.compile_time --variant small        # one block a branch: for a quick look, loops gain nothing
 
 Each form runs in a process of its own, without the cache of compiled programs. Shown are the equations of the traced
 step; seconds of tracing, of lowering, of compiling, and the processor seconds of all three (they suffer less from what
@@ -84,7 +84,7 @@ def equations(jaxpr: Any) -> int:
 def in_own_process(form: str, options: list[str]) -> dict[str, Any]:
     """`measure` in a fresh process, so that neither form finds anything traced or compiled."""
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    command = [sys.executable, __file__, *options, "--form", form]
+    command = [sys.executable, "-m", "benchmarks.compile_time", *options, "--form", form]
     return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 
 

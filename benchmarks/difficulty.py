@@ -1,6 +1,6 @@
 """How hard is a data set? Its statistics, and the AP of always answering the mean pose.
 
-    python benchmarks/difficulty.py --root runs/synthetic
+    python -m benchmarks.difficulty --root runs/synthetic
 
 Works on any folder laid out like COCO. Says how much of it is occluded, truncated and crowded, and which AP the mean
 training pose in every box gets: what a network has to beat. (The ceiling of a codec stands beside the AP with

@@ -1,6 +1,6 @@
 """How long COCO evaluation takes at val2017's full size, against pycocotools alone.
 
-    python benchmarks/evaluation.py [--repeats 3] [--output evaluation.json]
+    python -m benchmarks.evaluation [--repeats 3] [--output evaluation.json]
 
 Synthetic data: 5,000 images, 11,004 people, 104,125 predictions of 17 keypoints. `ours` is eval.coco.evaluate:
 checks, instance scores, OKS-NMS and the measurement. `pycocotools` is its own part on what stayed after the

@@ -1,6 +1,6 @@
 """An evaluation as large as COCO val2017's: 104,125 detected boxes on 5,000 images, by one host and by two.
 
-    python benchmarks/full_evaluation.py --root /tmp/full_evaluation --json full_evaluation.json
+    python -m benchmarks.full_evaluation --root /tmp/full_evaluation --json full_evaluation.json
 
 The boxes and people are drawn at random and the network is a tiny one with random weights on 64x64 crops: what is
 measured is everything around it. One host has two devices, two hosts (processes on this machine) have one each; their
@@ -22,8 +22,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from full_scale import SIZE, link_pictures, random_box, random_points, write_pictures
 
+from benchmarks.full_scale import SIZE, link_pictures, random_box, random_points, write_pictures
 from configs import coco
 from data_pipelines.pipeline import EvalData
 from hrnet_jax.codecs import create_codec
@@ -99,7 +99,7 @@ def run(root: pathlib.Path, hosts: int) -> tuple[dict[str, float], str]:
             "JAX_NUM_PROCESSES": str(hosts),
             "JAX_PROCESS_ID": str(host),
         }
-        command = [sys.executable, __file__, "--root", str(root), "--child", str(hosts)]
+        command = [sys.executable, "-m", "benchmarks.full_evaluation", "--root", str(root), "--child", str(hosts)]
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
@@ -140,17 +140,14 @@ def main() -> None:
         (arguments.root / "written").touch()
     cv2.setNumThreads(0)
     decoding, crops = decode_seconds(arguments.root)
-    print(f"one core: {decoding:.1f} s to decode {IMAGES} images, {crops:.1f} s with all {BOXES} crops")
+    print(f"One core: {decoding:.1f} s to decode {IMAGES:,} images, {crops:.1f} s with all {BOXES:,} crops.\n")
     results = {hosts: run(arguments.root, hosts) for hosts in (1, 2)}
-    print(f"{'':10}{'load':>8}{'keypoints':>11}{'NMS, AP':>9}{'all':>8}   decoding  keypoints.json")
+    print("| hosts | load | keypoints | NMS, AP | all | share of decoding | SHA-256 of keypoints.json |")
+    print("| --: | --: | --: | --: | --: | --: | :-- |")
     for hosts, (seconds, digest) in results.items():
-        share = decoding / seconds["all"] / 2
-        print(
-            f"{hosts} host{'s' * (hosts > 1):4}{seconds['load']:9.1f}{seconds['keypoints']:11.1f}{seconds['AP']:9.1f}"
-            f"{seconds['all']:8.1f} s {share:8.0%}  {digest[:16]}"
-        )
+        times = " | ".join(f"{seconds[name]:.1f} s" for name in ("load", "keypoints", "AP", "all"))
+        print(f"| {hosts} | {times} | {decoding / seconds['all'] / 2:.0%} | {digest[:16]} |")
     same = results[1][1] == results[2][1]
-    print("the same keypoints.json" if same else "DIFFERENT keypoints.json")
     if arguments.json:
         record = {"decoding": decoding, "crops": crops, "same": same, "load": os.getloadavg()[0]}
         record["hosts"] = {hosts: seconds for hosts, (seconds, _) in results.items()}

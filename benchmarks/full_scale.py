@@ -1,6 +1,6 @@
 """How fast, and in how much memory, training finds its first batch in COCO and AI Challenger at their true size.
 
-    python benchmarks/full_scale.py --root /tmp/full_scale --json full_scale.json
+    python -m benchmarks.full_scale --root /tmp/full_scale --json full_scale.json
 
 writes synthetic annotation files as large as the real ones (the people of COCO's with segmentation polygons) with
 links to a few small images, then starts the recipe's input pipeline twice, each time in a process of its own: once
@@ -154,7 +154,7 @@ def first_batch(root: pathlib.Path, workers: int) -> dict[str, float]:
 
 def measure(root: pathlib.Path, workers: int) -> dict[str, float]:
     """`first_batch` in a process of its own, with its peak memory and its start-up."""
-    command = [sys.executable, __file__, "--root", str(root), "--workers", str(workers), "--child"]
+    command = [sys.executable, "-m", "benchmarks.full_scale", "--root", str(root), "--workers", str(workers), "--child"]
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = 0
@@ -209,15 +209,14 @@ def main() -> None:
         old.rmdir()
     files = {p.name: p.stat().st_size for p in arguments.root.rglob("*annotations*/*.json")}
     files |= {p.name: p.stat().st_size for p in arguments.root.rglob("keypoint_train_annotations_*.json")}
-    print("  ".join(f"{name} {size / 1e6:.0f} MB" for name, size in files.items()), f"  {arguments.workers} workers")
     starts = {"first start": measure(arguments.root, arguments.workers)}
     starts["second start"] = measure(arguments.root, arguments.workers)
-    print(f"{'':14}{'people':>9}{'people known':>15}{'first batch':>14}{'peak memory':>14}")
+    sizes = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in files.items())
+    print(f"{sizes}; {arguments.workers} workers\n")
+    print("| | people | annotations loaded | first batch | peak memory |\n| :-- | --: | --: | --: | --: |")
     for name, m in starts.items():
-        print(
-            f"{name:14}{m['people']:9}{m['seconds_people']:13.1f} s{m['seconds_first_batch']:12.1f} s"
-            f"{m['peak_gib']:10.2f} GiB"
-        )
+        seconds = f"{m['seconds_people']:.1f} s | {m['seconds_first_batch']:.1f} s"
+        print(f"| {name} | {m['people']:,} | {seconds} | {m['peak_gib']:.2f} GiB |")
     if arguments.json:
         record = {"files": files, "workers": arguments.workers, "load": os.getloadavg()[0], "starts": starts}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")

@@ -1,7 +1,7 @@
 """A thousand damaged inputs: each ends in a result or in one line that says what is wrong.
 
-    PYTHONPATH=. python benchmarks/fuzz.py                              # all kinds, a table
-    PYTHONPATH=. python benchmarks/fuzz.py --kind results --first 17 --count 1  # one case again
+    python -m benchmarks.fuzz                              # all kinds, a table
+    python -m benchmarks.fuzz --kind results --first 17 --count 1  # one case again
 
 Cases are mutations of valid inputs, drawn by (kind, number). What counts as a failure: any exception but InputError
 and absl's flags.Error, a message of several lines or none, more than 20 seconds, more than 2 GiB.

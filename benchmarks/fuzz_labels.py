@@ -1,7 +1,7 @@
 """Damaged exports of labelling tools: each is imported, or ends in one line that says what is wrong.
 
-    PYTHONPATH=. python benchmarks/fuzz_labels.py                     # 500 mutations of every format, a table
-    PYTHONPATH=. python benchmarks/fuzz_labels.py --kind cvat --first 17 --count 1  # one case again
+    python -m benchmarks.fuzz_labels                     # 500 mutations of every format, a table
+    python -m benchmarks.fuzz_labels --kind cvat --first 17 --count 1  # one case again
 
 What counts as a failure is as in benchmarks/fuzz.py.
 """

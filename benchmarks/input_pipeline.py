@@ -1,6 +1,6 @@
 """What a training sample costs one core, stage by stage, and what two workers make of two cores.
 
-    python benchmarks/input_pipeline.py --root DATA --json input_pipeline.json
+    python -m benchmarks.input_pipeline --root DATA --json input_pipeline.json
 
 `DATA` is laid out like the recipes' (coco/...). The images are prepared into records first, in a temporary folder.
 Times are in milliseconds and in *decodes*: multiples of the time in which OpenCV decodes the same images, from memory,
@@ -171,15 +171,14 @@ def main() -> None:
     image = read_image(next(iter((arguments.root / source.images).iterdir())))
     print(f"{arguments.samples} samples of 256x192; {cores} cores; load before {load_before:.2f}")
     print(f"(an image of the folder: {image.shape[1]}x{image.shape[0]})\n")
-    print(f"{'':34}{'ms':>8}{'decodes':>9}{'a second':>10}")
+    print("| per sample | ms | decodes |\n| :-- | --: | --: |")
     for name, figure in figures.items():
-        ms = figure["milliseconds"]
-        print(f"{name:34}{ms:8.3f}{figure['decodes']:9.2f}{1e3 / ms:10.0f}")
-    print()
+        print(f"| {name} | {figure['milliseconds']:.3f} | {figure['decodes']:.2f} |")
+    print(f"\n| samples/s | {' | '.join(rates['files'])} |\n| :-- |{' --: |' * len(rates['files'])}")
     for name, rate in rates.items():
-        for kind, value in rate.items():
-            base = rate["1 thread" if "thread" in kind else "1 process"]
-            print(f"{name:20}{kind:14}{value:8.0f} samples/s  x {value / base:.2f}")
+        bases = {kind: rate["1 thread" if "thread" in kind else "1 process"] for kind in rate}
+        cells = [f"{value:.0f} (x {value / bases[kind]:.2f})" for kind, value in rate.items()]
+        print(f"| {name} | {' | '.join(cells)} |")
     if arguments.json:
         record = {"samples": arguments.samples, "cores": cores, "load": load_before, "stages": figures, "rates": rates}
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")

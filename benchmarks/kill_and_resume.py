@@ -1,6 +1,6 @@
 """Kills a training run again and again, and compares where it ends with one that was never touched.
 
-    python benchmarks/kill_and_resume.py --root DATA --output /tmp/kills --kills 200 --json kills.json
+    python -m benchmarks.kill_and_resume --root DATA --output /tmp/kills --kills 200 --json kills.json
 
 Trains a tiny network on CPU, with evaluation, twice: once in peace, and once with SIGKILL in each phase of a run: while
 it starts, while a checkpoint is being written, during an evaluation and at random moments; one restart is certain to

@@ -1,6 +1,6 @@
 """Whether prediction is bound by decoding and the network, or by Python: images per second and CPU time of each part.
 
-    python benchmarks/prediction.py [--images 1000] [--boxes 3] [--json prediction.json]
+    python -m benchmarks.prediction [--images 1000] [--boxes 3] [--json prediction.json]
 
 `predict` is the command's function, without pictures, with a tiny untrained network of 96x96 pixels, on JPEGs of
 640x480. `decode and warp` makes the same crops by the same threads and drops them; `network` runs the same batches.
@@ -45,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         numbers = measure(pathlib.Path(folder), arguments.images, arguments.boxes, arguments.batch_size)
-    print(json.dumps(numbers, indent=2))
+    print(table(numbers))
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(numbers))
 
@@ -97,6 +97,20 @@ def measure(folder: pathlib.Path, images: int, boxes_per_image: int, batch_size:
         "python_cpu_seconds": cpu["predict"] - cpu["decode and warp"] - cpu["network"],
         "peak_megabytes": dict(zip(("a quarter", "all"), memory, strict=True)),
     }
+
+
+def table(numbers: dict[str, Any]) -> str:
+    """The parts, what of the whole they allow, and memory, as Markdown."""
+    parts = {name: numbers[name] for name in ("predict", "decode and warp", "network")}
+    lines = [f"| {numbers['images']:,} images, {numbers['boxes']:,} boxes | s | CPU s |", "| :-- | --: | --: |"]
+    lines += [f"| {name} | {part['seconds']:.2f} | {part['cpu_seconds']:.2f} |" for name, part in parts.items()]
+    lines.append(f"| Python: the rest | | {numbers['python_cpu_seconds']:.2f} |")
+    least = parts["decode and warp"]["cpu_seconds"] + parts["network"]["cpu_seconds"]
+    share = least / numbers["processors"] / parts["predict"]["seconds"]
+    rate, memory = parts["predict"]["images_per_second"], numbers["peak_megabytes"]
+    lines.append(f"| images/s; as a share of what the two parts allow | {rate:.0f} | {share:.2f} |")
+    lines.append(f"| peak MB after a quarter; after all | {memory['a quarter']:.0f} | {memory['all']:.0f} |")
+    return "\n".join(lines)
 
 
 def _model() -> Model:

@@ -8,6 +8,7 @@ them FLOPs; the flip test doubles them.
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -48,6 +49,7 @@ def _multiply_adds(jaxpr: Any) -> Iterator[int]:
 
 def main() -> None:
     """Prints one line per network."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     networks = {}
     for entry in record():
         config = load_config(entry.config_spec)

@@ -1,6 +1,6 @@
 """Does anything pile up? 200 short evaluations and 20,000 small training batches, from threads and from workers.
 
-    python benchmarks/soak.py --root /tmp/soak --json soak.json
+    python -m benchmarks.soak --root /tmp/soak --json soak.json
 
 Renders small people, then samples the process tree's memory (proportional set size), open files, processes and
 entries of /dev/shm. Each part counts as flat when nothing but memory differs between its second tenth and its end, and
@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator
 
 import tqdm
-from full_scale import tree_memory
 
+from benchmarks.full_scale import tree_memory
 from configs import coco
 from data_pipelines.pipeline import EvalData, TrainData, iterate
 from data_pipelines.synthetic import write_dataset

@@ -1,7 +1,7 @@
 """Stops a small training run from outside: by SIGTERM, and by a disk that is full.
 
-    python benchmarks/stopping.py --root DATA --output /tmp/stops --json stops.json
-    python benchmarks/stopping.py --root DATA --output /tmp/stops --small_disk /mnt/small
+    python -m benchmarks.stopping --root DATA --output /tmp/stops --json stops.json
+    python -m benchmarks.stopping --root DATA --output /tmp/stops --small_disk /mnt/small
 
 SIGTERM comes at random moments of a tiny network's run on CPU; measured is the time until the process has ended with
 status 75, when its checkpoint is whole on disk. `--small_disk` is the mount point of an otherwise unused tmpfs, to be
@@ -23,8 +23,8 @@ import time
 from typing import Any
 
 import numpy as np
-from kill_and_resume import Run, differing_bits, final_state
 
+from benchmarks.kill_and_resume import Run, differing_bits, final_state
 from hrnet_jax.weights.checkpoint import damage
 
 

@@ -1,6 +1,6 @@
 """Identity switches of tracks, and jitter and lag of keypoints with and without smoothing, on people who move.
 
-    python benchmarks/tracking.py [--scenes 20] [--json tracking.json]
+    python -m benchmarks.tracking [--scenes 20] [--json tracking.json]
 
 People of 17 keypoints walk for 10 seconds at 25 frames per second through 1280x720 pixels. What a predictor would find
 of them is the truth with noise: keypoints by 1 % of the height, boxes by 2 % of their sides; 5 % of detections are

@@ -1,6 +1,6 @@
 """Reads a run in every way there is while it trains, and compares where it ends with one that nobody looked at.
 
-    python benchmarks/watched.py --root DATA --output /tmp/watched --minutes 10 --json watched.json
+    python -m benchmarks.watched --root DATA --output /tmp/watched --minutes 10 --json watched.json
 
 Beside the small training of kill_and_resume.py run evaluate, predict, export, convert, report and hrnet_jax.load, one
 after the other without a pause. Each must end with status 0 and the training with the bits of the one left alone.
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from kill_and_resume import Run, differing_bits, final_state, losses
+from benchmarks.kill_and_resume import Run, differing_bits, final_state, losses
 
 
 def readers(root: pathlib.Path, workdir: pathlib.Path, output: pathlib.Path) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ RUN = {page.name: page for page in PAGES if page.name != "own-data.md"}
 
 _BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`]+)`")
-_COMMAND = re.compile(r"python3? (?:-m ((?:hrnet_jax|data_pipelines|eval)\.\w+)|(benchmarks/\w+\.py))")
+_COMMAND = re.compile(r"python3? -m ((?:hrnet_jax|data_pipelines|eval|benchmarks)\.\w+)")
 _PLACEHOLDER = re.compile(r"\b(?:NAME|KEY)\b|\.\.\.")
 
 
@@ -32,7 +32,7 @@ def blocks(page, *languages):
 
 
 def commands(page):
-    """(module or script, arguments) of every command line of this project: in blocks, and `inline`."""
+    """(module, arguments) of every command line of this project: in blocks, and `inline`."""
     text = page.read_text()
     snippets = blocks(page, "sh", "")
     snippets += [" ".join(snippet.split()) for snippet in _INLINE.findall(_BLOCK.sub("", text))]
@@ -50,7 +50,7 @@ def commands(page):
                     if set(token) <= set("&|;<>()") or (token.isdigit() and rest.count(f"{token}>")):
                         break
                     arguments.append(token)
-                yield match.group(1) or match.group(2), arguments
+                yield match.group(1), arguments
 
 
 ALL = [(page, command, arguments) for page, path in RUN.items() for command, arguments in commands(path)]
@@ -61,12 +61,11 @@ def helps():
     """What --help says, by command; one process for all, for most of the time is that of imports."""
     code = """
 import contextlib, io, json, runpy, sys
-sys.path.insert(0, "benchmarks")
 texts = {}
 for name in sys.argv[1:]:
     out, sys.argv = io.StringIO(), [name, "--help"]
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        runpy.run_path(name, run_name="__main__") if "/" in name else runpy.run_module(name, run_name="__main__")
+        runpy.run_module(name, run_name="__main__")
     texts[name] = out.getvalue()
 print(json.dumps(texts))
 """

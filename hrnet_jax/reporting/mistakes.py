@@ -22,7 +22,7 @@ from hrnet_jax.codecs import create_codec
 from hrnet_jax.inference.drawings import JUNK, examples, pair, ranked
 from hrnet_jax.reporting.page import Html, bar, legend, note, picture, table, tag, words
 
-_WORST, _OTHERS = 12, 4  # people drawn: the worst, and of the middle and the best each
+_WORST, _OTHERS = 12, 3  # people drawn: the worst, and of the middle and the best each
 _CLOSE = 0.1  # of the square root of the area: the maximum distance of a keypoint that counts as found
 
 _COLOURS = {kind: f"var(--{kind})" for kind in KINDS}
@@ -162,7 +162,7 @@ def _drawn(breakdown: Breakdown, row: int, instances: Instances, row_of: Mapping
     image_id = int(breakdown.people.image_ids[row])
     kinds = np.bincount(breakdown.kinds[row][breakdown.kinds[row] >= 0], minlength=len(KINDS))
     told = ", ".join(f"{count} {kind}" for kind, count in zip(KINDS, kinds.tolist(), strict=True) if count)
-    text = f"OKS {breakdown.oks[row]:.2f}, score {breakdown.scores[row]:.2f}: {told or 'no match'}"
+    text = f"OKS {breakdown.oks[row]:.2f}, score {breakdown.scores[row]:.2f}: {told or f'below {MATCH:g}, not counted'}"
     if image_id not in row_of:  # prepared records may hold other images
         return tag("figure", note(f"Not drawn: image {image_id} is missing"), tag("figcaption", text))
     caption = f"{pathlib.PurePath(instances.path(row_of[image_id])).name}, {text}"
