@@ -267,7 +267,7 @@ class Layers:
             padding=kernel // 2,
             use_bias=self.folded,
             dtype=self.dtype,
-            conv_general_dilated=conv_general_dilated if self.scan else jax.lax.conv_general_dilated,
+            conv_general_dilated=conv_general_dilated,
             **_ZEROS,
         )
 
