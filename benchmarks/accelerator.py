@@ -235,8 +235,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n## {row.name} ({result['seconds']:.0f} s)\n\n{result['printed']}", flush=True)
         if "failed" in result:
             print(f"failed: {result['failed']}", flush=True)
-    left = [row.name for row in everything if "figures" not in record["rows"].get(row.name, {})]
-    print(f"\nnot measured: {'; '.join(left) or 'nothing'}")
+    failed = [name for name, result in record["rows"].items() if "failed" in result]
+    left = [row.name for row in everything if row.name not in record["rows"]]
+    print(f"\nfailed: {'; '.join(failed) or 'nothing'}\nnot measured: {'; '.join(left) or 'nothing'}")
 
 
 if __name__ == "__main__":

@@ -28,11 +28,23 @@ import optax
 from jax.experimental.serialize_executable import serialize
 
 from configs import coco
+from data_pipelines.processes import cores
 from hrnet_jax.codecs import create_codec
 from hrnet_jax.models import FunctionalModel, create_model, state_dict
 from hrnet_jax.training.step import make_train_step, new_state
 
 FORMS = {"plain": False, "scan": True}
+ROWS = {  # of the table, and how a figure is written
+    "arrays": "{:,}",
+    "equations": "{:,}",
+    "tracing": "{:.1f} s",
+    "lowering": "{:.1f} s",
+    "compiling": "{:.1f} s",
+    "these in CPU seconds": "{:.1f} s",
+    "program": "{:.1f} MB",
+    "temporaries": "{:.0f} MB",
+    "time per step": "{:.1f} s",
+}
 
 
 def measure(scan: bool, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -55,15 +67,15 @@ def measure(scan: bool, arguments: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"arrays": len(network.param_layout.shapes)}
     processor, clock = time.process_time(), time.perf_counter()
     traced = step.trace(state, data)
-    figures["trace_s"], clock = time.perf_counter() - clock, time.perf_counter()
+    figures["tracing"], clock = time.perf_counter() - clock, time.perf_counter()
     lowered = traced.lower()
-    figures["lower_s"], clock = time.perf_counter() - clock, time.perf_counter()
+    figures["lowering"], clock = time.perf_counter() - clock, time.perf_counter()
     compiled = lowered.compile()
-    figures["compile_s"] = time.perf_counter() - clock
-    figures["processor_s"] = time.process_time() - processor
+    figures["compiling"] = time.perf_counter() - clock
+    figures["these in CPU seconds"] = time.process_time() - processor
     figures["equations"] = equations(traced.jaxpr.jaxpr)
-    figures["program_bytes"] = len(serialize(compiled)[0])
-    figures["temporary_bytes"] = compiled.memory_analysis().temp_size_in_bytes
+    figures["program"] = len(serialize(compiled)[0])
+    figures["temporaries"] = compiled.memory_analysis().temp_size_in_bytes
 
     seconds = []
     for _ in range(arguments.steps + 1):  # the first warms up
@@ -71,7 +83,7 @@ def measure(scan: bool, arguments: argparse.Namespace) -> dict[str, Any]:
         state, measured = jax.block_until_ready(compiled(state, data))
         seconds.append(time.perf_counter() - clock)
         figures.setdefault("first_loss", float(measured["loss"]))
-    figures["step_s"] = statistics.median(seconds[1:])
+    figures["time per step"] = statistics.median(seconds[1:])
     return figures
 
 
@@ -91,12 +103,10 @@ def in_own_process(form: str, options: list[str]) -> dict[str, Any]:
 def table(figures: dict[str, dict[str, Any]]) -> str:
     """Figures by form side by side, and the plain one's over the other's."""
     plain, scan = figures["plain"], figures["scan"]
-    lines = ["| | plain | scan | plain / scan |", "| :-- | --: | --: | --: |"]
-    for name, value in plain.items():
-        if isinstance(value, (int, float)):
-            unit, shown = ("MB", 1e6) if name.endswith("_bytes") else ("s" if name.endswith("_s") else "", 1)
-            cells = [f"{figure / shown:.4g} {unit}".strip() for figure in (value, scan[name])]
-            lines.append(f"| {name} | {cells[0]} | {cells[1]} | {value / scan[name]:.2f} |")
+    lines = ["| | plain | loops | plain / loops |", "| :-- | --: | --: | --: |"]
+    for name, shown in ROWS.items():
+        cells = " | ".join(shown.format(form[name] / 1e6 if "MB" in shown else form[name]) for form in (plain, scan))
+        lines.append(f"| {name} | {cells} | {plain[name] / scan[name]:.1f} |")
     return "\n".join(lines)
 
 
@@ -117,7 +127,7 @@ def main() -> None:
     conditions = {
         "variant": arguments.variant,
         "batch": arguments.batch,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "load_before": load_before,
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -52,11 +52,11 @@ def main() -> None:
     parser.add_argument("--json", default="", help="file for the numbers")
     arguments = parser.parse_args()
     numbers = {kind: measure(kind, arguments.scenes) for kind in SCENES}
-    print("| people who move | people | switches | new after absence | jitter | lag ms | error px |")
+    print("| scene | people | switches | new identities | jitter, px | lag, ms | RMS error, px |")
     print("| :-- | --: | --: | --: | --: | --: | --: |")
     for kind, found in numbers.items():
-        both = [f"{found['raw'][name]:.1f} -> {found['smooth'][name]:.1f}" for name in ("jitter", "lag", "error")]
-        row = [kind, found["people"], found["switches"], found["new"], *both]
+        both = [f"{found['raw'][name]:.1f} → {found['smooth'][name]:.1f}" for name in ("jitter", "lag", "error")]
+        row = [SCENES[kind], found["people"], found["switches"], found["new"], *both]
         print(f"| {' | '.join(map(str, row))} |")
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(numbers))

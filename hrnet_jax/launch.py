@@ -174,8 +174,10 @@ class Launcher:
         if _call(self.tpu.ssh(stop_command())).returncode:
             raise InputError(f"no training runs on {self.options.name}")
         code = self.watch()
+        if not isinstance(code, int):
+            raise InputError(f"{self.options.name}: its hosts are gone, and with them the training; `run` continues it")
         if code not in (0, INTERRUPTED):
-            return code if isinstance(code, int) else 1
+            return code
         print(f"the training ended; `run` continues it, `delete` ends the costs of {self.options.name}")
         return 0
 

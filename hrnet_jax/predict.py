@@ -86,6 +86,20 @@ class Look(NamedTuple):
     heatmaps: bool = False
 
 
+class Counts(NamedTuple):
+    """Numbers of predicted images, of people, of unusable images, and of images without people."""
+
+    images: int
+    people: int
+    unusable: int
+    empty: int
+
+    def __str__(self) -> str:
+        empty = f" ({self.empty} of them without people)" if self.empty else ""
+        unusable = f"; {self.unusable} could not be used, see above" if self.unusable else ""
+        return f"{self.images} images{empty}, {self.people} people{unusable}"
+
+
 def predict(
     predictor: Predictor,
     source: Source,
@@ -93,13 +107,13 @@ def predict(
     boxes: BoxFile | None,
     look: Look | None,
     video: VideoOptions | None = None,
-) -> tuple[int, int, int]:
+) -> Counts:
     """Predicts on all images of a source and writes predictions.json and, unless `look` is None, the pictures.
 
     The boxes are those of the predictor's detector, if it has one.
 
-    Returns the numbers of predicted images, of people and of unusable images; the latter are logged. Raises InputError
-    if no image could be used, or a file cannot be written; for a picture, only after predictions.json is complete.
+    Unusable images are logged. Raises InputError if no image could be used, or a file cannot be written; for a picture,
+    only after predictions.json is complete.
     """
     folder = epath.Path(output)
     unusable: list[str] = []
@@ -131,7 +145,7 @@ def predict(
     }
     heatmaps = bool(look and look.heatmaps)
     finder = Finder(predictor, boxes, video or VideoOptions(), look is not None, heatmaps, leave_out)
-    images = people_seen = 0
+    images = empty = people_seen = 0
     pictures = Pictures(folder, source.frames_a_second)
     with (
         command_line.progress(source.total or None) as advance,
@@ -143,12 +157,13 @@ def predict(
             if frame is not None:
                 pictures.add("", frame)
             images, people_seen = images + 1, people_seen + len(record["people"])
+            empty += not record["people"]
             advance(1)
         if not images:
             raise InputError(f"{source.path}: none of its {len(unusable)} images could be used; see the warnings above")
     if pictures.problem:
         raise InputError(f"{pictures.problem}; {folder / 'predictions.json'} is complete")
-    return images, people_seen, len(unusable)
+    return Counts(images, people_seen, len(unusable), empty)
 
 
 def main() -> None:
@@ -188,9 +203,8 @@ def _predict(values: Mapping[str, Any], config: ConfigDict) -> None:
     predictor = Predictor(trained, detector=detector, **sizes)
     look = Look(values["score_threshold"], labels, values["heatmaps"]) if values["draw"] else None
     video = VideoOptions(values["track"], values["smooth"], values["detect_every"])
-    images, people, unusable = predict(predictor, source, values["output"], boxes, look, video)
-    left_out = f"; {unusable} could not be used, see above" if unusable else ""
-    print(printable(f"{images} images, {people} people: {values['output']}{left_out}"))
+    counts = predict(predictor, source, values["output"], boxes, look, video)
+    print(printable(f"{values['output']}: {counts}"))
 
 
 def _drawn(

@@ -200,14 +200,14 @@ def test_a_row_that_fails_ends_only_itself_and_a_later_call_goes_on(tmp_path, mo
     assert "unknown 'nothing'" in record["broken"]["failed"]
     assert sum(kernel["launches"] for kernel in record["kernels"]["figures"]["kernels"]) > 40
     assert record["kernels"]["xla_flags"].endswith("--xla_gpu_autotune_level=0")
-    assert "not measured: broken" in capsys.readouterr().out
+    assert "failed: broken\nnot measured: nothing" in capsys.readouterr().out
 
     rows[0] = kernels("broken", "tiny")
     accelerator.main(["--json", str(output)])
     later = json.loads(output.read_text())["rows"]
     assert "failed" not in later["broken"]
     assert later["kernels"] == record["kernels"]
-    assert "not measured: nothing" in capsys.readouterr().out
+    assert "failed: nothing\nnot measured: nothing" in capsys.readouterr().out
 
 
 def test_against_torch(torch, tmp_path):

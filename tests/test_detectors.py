@@ -355,7 +355,7 @@ def test_a_folder_is_predicted_with_a_detector(predictor, monkeypatch, tmp_path,
     (tmp_path / "photos/1b.png").write_bytes(b"none")
     monkeypatch.setattr(predictor, "detector", bright)
     source = Source.find(tmp_path / "photos", tmp_path, 50.0)
-    assert predict(predictor, source, tmp_path, None, Look(0.1, COCO), VideoOptions(detect_every=2)) == (3, 2, 1)
+    assert predict(predictor, source, tmp_path, None, Look(0.1, COCO), VideoOptions(detect_every=2)) == (3, 2, 1, 1)
     found = records(tmp_path)
     assert [record["file"] for record in found] == ["0.png", "1.png", "2.png"]
     assert [[p["bbox"] for p in record["people"]] for record in found] == [[boxes[0]], [], [boxes[2]]]
@@ -395,7 +395,7 @@ def test_a_real_photograph_with_a_stand_in_detector(predictor, shared, monkeypat
         predictor, "detector", lambda images: [([[box[0] + next(frames), *box[1:]]], [0.9]) for _ in images]
     )
     source = Source.find(clip, tmp_path, 50.0)
-    assert predict(predictor, source, tmp_path, None, Look(0.1, COCO)) == (6, 6, 0)
+    assert predict(predictor, source, tmp_path, None, Look(0.1, COCO)) == (6, 6, 0, 0)
     found = [record["people"] for record in records(tmp_path)]
     assert [[person["track_id"] for person in people] for people in found] == [[1]] * 6
     assert [people[0]["bbox"][0] - found[0][0]["bbox"][0] for people in found] == pytest.approx(moved)

@@ -506,8 +506,8 @@ def test_a_folder_with_a_broken_image(predictor, people, tmp_path, caplog):
     for _ in range(2):  # its own pictures are not predicted on
         source = Source.find(photos, output, 50.0)
         assert list(source.names) == names
-        images, found, unusable = predict(predictor, source, output, file, LOOK)
-        assert (images, found, unusable) == (len(names) - 2, 2 * (len(names) - 2), 2)
+        images, found, unusable, empty = predict(predictor, source, output, file, LOOK)
+        assert (images, found, unusable, empty) == (len(names) - 2, 2 * (len(names) - 2), 2, 0)
     assert "broken.jpg: not an image" in caplog.text
     assert f"{names[-1]}: box 0: [0.0, 0.0, -1.0, 5.0] (xywh) has no area" in caplog.text
 
@@ -566,7 +566,7 @@ def test_photos_of_phones_in_a_folder(predictor, tmp_path, caplog):
         picture.save(photos / name, exif=exif)
     (photos / "motion.JPG").write_bytes((photos / "motion.JPG").read_bytes() + bytes(range(255)) * 100)
     (photos / "apple.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    assert predict(predictor, Source.find(photos, tmp_path, 50.0), tmp_path / "o", None, None) == (3, 3, 1)
+    assert predict(predictor, Source.find(photos, tmp_path, 50.0), tmp_path / "o", None, None) == (3, 3, 1, 0)
     sizes = {record["file"]: (record["height"], record["width"]) for record in records(tmp_path / "o")}
     assert sizes == {"motion.JPG": (80, 60), "upright.webp": (80, 60), "moving.gif": (60, 80)}
     assert "apple.HEIC: a HEIC image, which is not decoded here; convert it to JPEG or PNG" in caplog.text
@@ -580,7 +580,7 @@ def test_names_that_are_not_utf8_are_escaped(predictor, tmp_path):
     (tmp_path / "a.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
     boxes = read_boxes(write(tmp_path / "b.json", {r"caf\xe9.png": [[1, 2, 50, 50]]}), COCO)
     source, output = Source.find(folder, tmp_path / "x", 50.0), folder / "out"
-    assert predict(predictor, source, output, boxes, Look(0.1, COCO)) == (1, 1, 0)
+    assert predict(predictor, source, output, boxes, Look(0.1, COCO)) == (1, 1, 0, 0)
     assert [record["file"] for record in records(output)] == [r"caf\xe9.png"]
     assert read_image(output / r"drawn/caf\xe9.png.png").shape == (60, 80, 3)
 

@@ -43,7 +43,7 @@ def test_a_video_becomes_records_and_a_video(predictor, video, tmp_path):
     source = Source.find(video, tmp_path, 50.0)
     assert (source.total, source.frames_a_second) == (7, 12.0)
     boxes = read_boxes(write(tmp_path / "b.json", {"0": [[0, 20, 20, 30]], "4": [[1, 2, 50, 60], BOX]}), COCO)
-    assert predict(predictor, source, tmp_path, boxes, Look(0.1, COCO, heatmaps=True)) == (7, 3, 0)
+    assert predict(predictor, source, tmp_path, boxes, Look(0.1, COCO, heatmaps=True)) == (7, 3, 0, 5)
     written = records(tmp_path)
     assert [record["frame"] for record in written] == list(range(7))
     assert [len(record["people"]) for record in written] == [1, 0, 0, 0, 2, 0, 0]
@@ -89,7 +89,7 @@ def test_a_phones_video_is_upright(predictor, tmp_path, matrix, turn):
     for shot, known in zip(shots, expected, strict=True):
         np.testing.assert_array_equal(shot.read(), np.rot90(known.read(), turn))
     size = shots[0].read().shape[:2]
-    assert predict(predictor, Source.find(phone, tmp_path, 50.0), tmp_path / "o", None, LOOK) == (8, 8, 0)
+    assert predict(predictor, Source.find(phone, tmp_path, 50.0), tmp_path / "o", None, LOOK) == (8, 8, 0, 0)
     assert (records(tmp_path / "o")[0]["height"], records(tmp_path / "o")[0]["width"]) == size
     assert cv2.VideoCapture(str(tmp_path / "o/drawn.mp4")).read()[1].shape[:2] == size
     with pytest.raises(InputError, match=f"frames of {size[1]}x{size[0]}, above"):
@@ -100,7 +100,7 @@ def test_a_phones_video_is_upright(predictor, tmp_path, matrix, turn):
 def test_frame_rates_of_any_kind_are_drawn(predictor, tmp_path, rate):
     source = Source.find(moving_square(tmp_path / "clip.avi", "MJPG", max(rate, 0.01), frames=2), tmp_path, 50.0)
     source = dataclasses.replace(source, frames_a_second=rate)
-    assert predict(predictor, source, tmp_path / "o", None, LOOK) == (2, 2, 0)
+    assert predict(predictor, source, tmp_path / "o", None, LOOK) == (2, 2, 0, 0)
     drawn = cv2.VideoCapture(str(tmp_path / "o/drawn.mp4")).get(cv2.CAP_PROP_FPS)
     assert drawn == pytest.approx(max(rate, 0.002), rel=1e-4)
 
@@ -124,13 +124,13 @@ def test_a_variable_frame_rate_is_drawn_at_its_mean(predictor, tmp_path):
     stated = cv2.VideoCapture(str(path))
     assert stated.get(cv2.CAP_PROP_FPS) > 40
     assert stated.get(cv2.CAP_PROP_FRAME_COUNT) > 50
-    assert predict(predictor, source, tmp_path / "o", None, None) == (40, 40, 0)
+    assert predict(predictor, source, tmp_path / "o", None, None) == (40, 40, 0, 0)
 
 
 def test_a_broken_end_is_told(predictor, tmp_path, caplog):
     path = moving_square(tmp_path / "clip.avi", "MJPG", rate=5.0, frames=40)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    images, people, unusable = predict(predictor, Source.find(path, tmp_path, 50.0), tmp_path / "o", None, LOOK)
+    images, people, unusable, _ = predict(predictor, Source.find(path, tmp_path, 50.0), tmp_path / "o", None, LOOK)
     assert 5 < images == people < 25
     assert unusable == 1
     assert f"clip.avi: ends after {images} of 40 frames" in caplog.text
@@ -149,7 +149,7 @@ def test_frames_before_a_broken_end_are_predicted(predictor, tmp_path, caplog, n
         index_first(path)
         assert Source.find(path, tmp_path, 50.0).total == 60
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    images, people, unusable = predict(predictor, Source.find(path, tmp_path, 50.0), tmp_path / "o", None, None)
+    images, people, unusable, _ = predict(predictor, Source.find(path, tmp_path, 50.0), tmp_path / "o", None, None)
     assert 10 < images == people < 60
     assert unusable == 1
     assert f"{name}: ends after {images} of" in caplog.text
@@ -171,7 +171,7 @@ def index_first(path):
 def test_videos_have_any_name(predictor, tmp_path, name):
     plain = moving_square(tmp_path / "plain.avi", "MJPG", frames=2)
     path = plain.rename(tmp_path / name)
-    assert predict(predictor, Source.find(path, tmp_path, 50.0), tmp_path / "o", None, LOOK) == (2, 2, 0)
+    assert predict(predictor, Source.find(path, tmp_path, 50.0), tmp_path / "o", None, LOOK) == (2, 2, 0, 0)
     assert [record["file"] for record in records(tmp_path / "o")] == [name] * 2
     path.write_bytes(b"")
     with pytest.raises(InputError, match="not a video that can be read"):
@@ -194,7 +194,7 @@ def test_a_video_without_frames_gets_one_line(tmp_path):
 
 def test_odd_sizes_and_sizes_that_change_are_drawn(predictor, tmp_path):
     source = Source.find(moving_square(tmp_path / "clip.avi", "MJPG", size=(97, 65)), tmp_path, 50.0)
-    assert predict(predictor, source, tmp_path / "o", None, LOOK) == (8, 8, 0)
+    assert predict(predictor, source, tmp_path / "o", None, LOOK) == (8, 8, 0, 0)
     pictures = Pictures(epath.Path(tmp_path / "p"), 25.0)
     with pictures:
         for height in (64, 64, 80):
