@@ -133,7 +133,6 @@ def main() -> None:
         "jax": jax.__version__,
     }
     print(table(figures))
-    print(", ".join(f"{name} {value}" for name, value in conditions.items()))
     if arguments.json:
         arguments.json.write_text(json.dumps({"conditions": conditions, "figures": figures}, indent=2) + "\n")
 

@@ -143,6 +143,12 @@ def parallel(data: TrainData, batches: int) -> dict[str, float]:
     return rates
 
 
+def row(name: str, stages: list[dict[str, float]]) -> str:
+    """A row of the table; several stages share the cells."""
+    cells = [" / ".join(f"{stage[key]:.2f}" for stage in stages) for key in ("milliseconds", "decodes")]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=pathlib.Path, required=True)
@@ -172,8 +178,12 @@ def main() -> None:
     print(f"{arguments.samples} samples of 256x192; {cores()} cores; load before {load_before:.2f}")
     print(f"(an image of the folder: {image.shape[1]}x{image.shape[0]})\n")
     print("| per sample | ms | decodes |\n| :-- | --: | --: |")
-    for name, figure in figures.items():
-        print(f"| {name} | {figure['milliseconds']:.3f} | {figure['decodes']:.2f} |")
+    print(row("decode by OpenCV", [figures["decode by OpenCV"]]))
+    for kind in ("files", "records, cells", "records, original"):
+        print(row(kind, [figures[f"{kind} sample"]]))
+        inner = ("decode", "augment", "warp") if kind == "files" else ("open", "decode", "augment", "warp")
+        names = " / ".join({"open": "read and parse"}.get(stage, stage) for stage in inner)
+        print(row(f"of that: {names}", [figures[f"{kind} {stage}"] for stage in inner]))
     print(f"\n| samples/s | {' | '.join(rates['files'])} |\n| :-- |{' --: |' * len(rates['files'])}")
     for name, rate in rates.items():
         bases = {kind: rate["1 thread" if "thread" in kind else "1 process"] for kind in rate}

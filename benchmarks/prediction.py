@@ -100,15 +100,14 @@ def measure(folder: pathlib.Path, images: int, boxes_per_image: int, batch_size:
 
 
 def table(numbers: dict[str, Any]) -> str:
-    """The parts, what of the whole they allow, and memory, as Markdown."""
+    """The parts, their share and memory as Markdown."""
     parts = {name: numbers[name] for name in ("predict", "decode and warp", "network")}
     lines = [f"| {numbers['images']:,} images, {numbers['boxes']:,} boxes | s | CPU s |", "| :-- | --: | --: |"]
     lines += [f"| {name} | {part['seconds']:.2f} | {part['cpu_seconds']:.2f} |" for name, part in parts.items()]
     lines.append(f"| Python: the rest | | {numbers['python_cpu_seconds']:.2f} |")
-    least = parts["decode and warp"]["cpu_seconds"] + parts["network"]["cpu_seconds"]
-    share = least / numbers["processors"] / parts["predict"]["seconds"]
+    share = 1 - numbers["python_cpu_seconds"] / parts["predict"]["cpu_seconds"]
     rate, memory = parts["predict"]["images_per_second"], numbers["peak_megabytes"]
-    lines.append(f"| images/s; as a share of what the two parts allow | {rate:.0f} | {share:.2f} |")
+    lines.append(f"| images/s; CPU share of decoding, warping and the network | {rate:.0f} | {share:.2f} |")
     lines.append(f"| peak MB after a quarter; after all | {memory['a quarter']:.0f} | {memory['all']:.0f} |")
     return "\n".join(lines)
 

@@ -211,3 +211,32 @@ def test_the_tables_of_compiled_steps_are_those_of_their_records():
     assert script["page"](text) == text
     changed = text.replace("| 681 MB |", "| 618 MB |")
     assert changed != text == script["page"](changed)
+
+
+def test_the_printed_tables_are_those_of_their_records():
+    """If this fails: python docs/record.py."""
+    script = runpy.run_path(str(REPOSITORY / "docs/record.py"))
+    records = json.loads(script["RECORDS"].read_text())
+    shown = []
+    for path in script["PAGES"]:
+        text = path.read_text()
+        assert script["page"](text, records) == text, path.name
+        shown += re.findall(r"<!-- record: (\w+) -->", text)
+    assert sorted(shown) == sorted(records)
+    row = records["prediction"]["printed"][2]
+    assert row in (REPOSITORY / "benchmarks/RESULTS.md").read_text()
+
+
+def test_figures_in_sentences_follow_from_the_compiled_steps():
+    """Where a page repeats or derives figures of docs/aot.json. 210 epochs of merge are 210 x 528,165 crops."""
+    steps = json.loads((REPOSITORY / "docs/aot.json").read_text())
+    chip, gpu = steps["train, v5e:1x1, 128"], steps["train, h100, 256"]
+    rate = chip["images"] / chip["estimated_seconds"]
+    hours = {chips: 210 * 528_165 / (chips * rate) / 3600 for chips in (4, 16)}
+    pages = {page.name: " ".join(page.read_text().split()) for page in PAGES}
+    readme, compiled, results = pages["README.md"], pages["aot.md"], (REPOSITORY / "benchmarks/RESULTS.md").read_text()
+    assert f"| v5e-4, batch 512 | {hours[4]:.1f} | projected: {rate:.0f} images/s per chip" in readme
+    assert f"| v5e-16, batch 2,048 | {hours[16]:.1f} |" in readme
+    assert f"256 x {rate:.0f} = {round(256 * rate, -3):,.0f}" in compiled
+    assert f"up to 4 x {rate:.0f} images/s" in compiled
+    assert f"-> {gpu['kernels']['count']:,} kernels" in results
