@@ -1,4 +1,4 @@
-# make quickstart   install, render synthetic data, train, evaluate: about six minutes on two cores
+# make quickstart   install, render synthetic data, train, evaluate: about seven minutes on two cores
 # make test         lint and all tests
 # make test-quick   the tests that neither train nor start processes: for the edit loop
 # make benchmark    of the accelerator at hand, against PyTorch, for MINUTES=30; called again it goes on with the rows that
