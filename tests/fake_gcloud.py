@@ -5,6 +5,7 @@ FAKE_CLOUD names the folder of its state: `calls` (one JSON list a line), `cloud
 it stands in the first host's log, all processes get SIGTERM, and then the hosts are gone with their disks).
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -71,6 +72,9 @@ def delete(cloud, names, flags):
         return fail("NOT_FOUND")
     if "force" not in flags and cloud["state"] == "ACTIVE":
         return fail("FAILED_PRECONDITION: it has nodes")
+    for pid in FOLDER.glob("hosts/*/hrnet_run/pid"):  # a machine's processes end with it
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(pid.read_text()), signal.SIGKILL)
     shutil.rmtree(FOLDER / "hosts", ignore_errors=True)
     STATE.unlink()
 
