@@ -180,8 +180,9 @@ def _answer(
 def _match(oks: Float[np.ndarray, "d n"]) -> Int[np.ndarray, " n"]:
     """For each of n people a detection that matches, else a free one nearby, else -1; rows are by falling score."""
     chosen = np.full(oks.shape[1], -1)
+    highest = oks.max(axis=1, initial=-1)
     for least in (MATCH, _NEAR):
-        for row in range(len(oks)):
+        for row in np.flatnonzero(highest >= least):
             if row not in chosen and (chosen < 0).any():
                 free = np.where(chosen < 0, oks[row], -1)
                 if free.max() >= least:
