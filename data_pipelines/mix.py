@@ -13,6 +13,10 @@ def mix_weights(config: Config, sources: Sequence[str]) -> tuple[tuple[float, ..
     """The sources' weights, in order, and the samples per epoch; empty and 0 if all weights in `config.mix` are 0."""
     mix = dict(config["mix"])
     if not any(mix.values()):
+        if config["epoch_size"]:
+            raise InputError(
+                f"config.data.epoch_size={config['epoch_size']}: is only for a weighted mix; set config.data.mix too"
+            )
         return (), 0
     if sorted(mix) != sorted(sources):
         raise InputError(f"config.data.mix names {sorted(mix)}, config.data.train {sorted(sources)}; name the same")

@@ -114,6 +114,7 @@ def test_a_mix_draws_by_weight_and_shows_all_of_a_source_before_any_again(config
         ({"mix": {"coco": 1.0}, "epoch_size": 40}, r"config.data.mix names \['coco'\], config.data.train"),
         ({"mix": {"coco": 1.0, "aic": 0.0}, "epoch_size": 40}, "weights must be above 0"),
         ({"mix": {"coco": 1.0, "aic": 1.0}}, "config.data.epoch_size must say"),
+        ({"epoch_size": 40}, "config.data.epoch_size=40: is only for a weighted mix"),
     ],
 )
 def test_bad_mixes_are_refused(config, changes, message):
