@@ -272,7 +272,7 @@ def test_four_chips(tmp_path):
         (("v5e:3x3",), "v5e:3x3: Topology layout"),
         (("v5e:2x2", "--config.batch_size=18"), "config.batch_size=18 is not a multiple of the 4 devices"),
         (("v5e:2x2", "--config.devices=2"), "config.devices=2: all 4 devices of v5e:2x2 must be used"),
-        (("v5e:2x2", "--steps=train", "--config.batch_size=400000"), "exceeds available HBM (15.75G)"),
+        (("v5e:2x2", "--steps=train", "--config.batch_size=800000"), "exceeds available HBM (15.75G)"),
     ],
 )
 def test_what_a_slice_cannot_do_gets_one_line(arguments, message):
