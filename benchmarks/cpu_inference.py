@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks.model import sizes, words
 from benchmarks.sides import Side, measure_in_turns, serve
 from benchmarks.steps import experiment
+from data_pipelines.processes import cores
 
 TORCH_MODES = ("torch eager", "torch eager folded", "torch compile", "torch compile folded")
 MODES = ("ours", "ours folded", "onnxruntime", *TORCH_MODES)
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--size", type=sizes, default=[(256, 192)], help="height x width")
     parser.add_argument("--modes", type=words, default=MODES)
     parser.add_argument("--batch", type=int, default=1, help="images, or views of one, in a pass")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--images", type=int, default=5, help="that are computed in a row")
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--log", default=os.devnull, help="file for what the processes write to standard error")

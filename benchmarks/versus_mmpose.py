@@ -48,6 +48,7 @@ from benchmarks.sides import Run, Side, measure_in_turns, serve
 from configs import aic
 from data_pipelines.keypoints import AIC
 from data_pipelines.pipeline import TrainData, iterate, stack
+from data_pipelines.processes import cores
 from hrnet_jax.codecs import create_codec
 
 HERE, THERE = "ours", "mmpose"
@@ -410,7 +411,7 @@ def main() -> None:
                 "command": command(arguments, parser, job),
                 "settings": settings,
                 "versions": bench.versions,
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": cores(),
                 "load": [load, os.getloadavg()[0]],
                 **result,
             }

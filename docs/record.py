@@ -24,6 +24,8 @@ import sys
 import tempfile
 from typing import Any
 
+from data_pipelines.processes import cores
+
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 RECORDS = REPOSITORY / "docs/records.json"
 PAGES = [*sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "benchmarks/RESULTS.md"]
@@ -40,7 +42,7 @@ def measure(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "conditions": {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), **versions},
+        "conditions": {"cores": cores(), "python": platform.python_version(), **versions},
         "printed": printed.strip().splitlines(),
     }
 

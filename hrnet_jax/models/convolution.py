@@ -7,6 +7,7 @@ padded beforehand.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,14 +31,21 @@ def conv_general_dilated(
     return _conv(x, kernel, strides[0], padding[0][0])
 
 
+def _is_small(x: Array, kernel: Array) -> bool:
+    """Whether a map is smaller than the kernel, so that XLA's CPU compiler does not recognise the convolution."""
+    return min(x.shape[1:3]) < kernel.shape[0]
+
+
 def _plain(x: Array, kernel: Array, stride: int, padding: Padding, dilation: int = 1) -> Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, lhs_dilation=(dilation, dilation), dimension_numbers=_LAYOUT
     )
 
 
-def _padded(x: Array, kernel: Array, stride: int, padding: Padding, dilation: int = 1) -> Array:
-    """`_plain`, with a padding that the compiler cannot move back into the convolution."""
+def _on_cpu(x: Array, kernel: Array, stride: int, padding: Padding, dilation: int = 1) -> Array:
+    """`_plain`; a small map gets its padding before, where the compiler cannot move it back into the convolution."""
+    if not _is_small(x, kernel):
+        return _plain(x, kernel, stride, padding, dilation)
     sides = [(0, 0, 0), *((low, high, dilation - 1) for low, high in padding), (0, 0, 0)]
     x = jax.lax.optimization_barrier(jax.lax.pad(x, jnp.zeros((), x.dtype), sides))
     return _plain(x, kernel, stride, ((0, 0), (0, 0)))
@@ -45,13 +53,10 @@ def _padded(x: Array, kernel: Array, stride: int, padding: Padding, dilation: in
 
 def _convolve(x: Array, kernel: Array, stride: int, pad: int) -> Array:
     padding = ((pad, pad),) * 2
-    if min(x.shape[1:3]) >= kernel.shape[0]:
+    if not _is_small(x, kernel):  # the same on all platforms
         return _plain(x, kernel, stride, padding)
-    return jax.lax.platform_dependent(
-        *(x, kernel),
-        cpu=lambda x, kernel: _padded(x, kernel, stride, padding),
-        default=lambda x, kernel: _plain(x, kernel, stride, padding),
-    )
+    cpu, default = (functools.partial(form, stride=stride, padding=padding) for form in (_on_cpu, _plain))
+    return jax.lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
 
 _conv = jax.custom_vjp(_convolve, nondiff_argnums=(2, 3))
@@ -66,9 +71,8 @@ def _backward(stride: int, pad: int, operands: tuple[Array, Array], dy: Array) -
         size = kernel.shape[0]
         # How far the outputs extend beyond the end of the padded input; negative if the stride leaves a remainder.
         rest = [(m - 1) * stride + size - n - pad for n, m in zip(x.shape[1:3], dy.shape[1:3], strict=True)]
-        convolve = _plain if min(dy.shape[1:3]) >= size else _padded
         around = [(size - 1 - pad, size - 1 - r) for r in rest]
-        dx = convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3), 1, around, stride)
+        dx = _on_cpu(dy, kernel[::-1, ::-1].swapaxes(2, 3), 1, around, stride)
         if size == 1 and stride == 1:
             return dx, jax.lax.dot_general(x, dy, (((0, 1, 2), (0, 1, 2)), ((), ()))).reshape(kernel.shape)
         dkernel = jax.lax.conv_general_dilated(
